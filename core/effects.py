@@ -1,0 +1,38 @@
+"""What an adapter does to a frozen model. There are three ways, and the forward knows no fourth.
+
+Letters, here and everywhere: B rows, T tokens of a row, N tokens of a ragged batch, H hidden, I and O a linear's
+inputs and outputs, R rank, P virtual tokens, L layers, K key/value heads, D head width, S slots, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """Adds scale * (x Aᵀ Bᵀ) to the output of each named site. Hu et al. 2021, arXiv:2106.09685, section 4.1."""
+
+    a: Mapping[str, Tensor]  # site -> [R, I]; the rank may differ from site to site
+    b: Mapping[str, Tensor]  # site -> [O, R]
+    scale: Mapping[str, float]  # site -> alpha / rank, or what the method says
+    dropout: float = 0.0  # of x, while training
+
+
+@dataclass(frozen=True, eq=False)
+class SoftPrompt:
+    """Supplies the embeddings of a row's virtual tokens, wherever the row put them: id -1 is row 0 of the prompt."""
+
+    prompt: Tensor  # [P, H]
+
+
+@dataclass(frozen=True, eq=False)
+class KVPrefix:
+    """Puts P learned keys and values before a row's own, in every layer."""
+
+    keys: Tensor  # [L, P, K, D], as they enter the cache: never rotated here
+    values: Tensor  # [L, P, K, D]
+
+
+Effect = LowRank | SoftPrompt | KVPrefix

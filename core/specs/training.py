@@ -1,0 +1,120 @@
+"""A training run, every value resolved: what a job's row stores, what the trainer obeys, what the client reads back."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from core.specs.method import MethodSpec
+from core.specs.spec import Spec
+
+Auto = Literal["auto"]
+
+
+class HyperparametersRequest(Spec):
+    """OpenAI's three knobs."""
+
+    n_epochs: Auto | int = Field("auto")
+    batch_size: Auto | int = Field("auto", description="Rows of one optimiser step.")
+    learning_rate_multiplier: Auto | float = Field("auto", description="Multiplies the learning rate.")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "HyperparametersRequest":
+        for name, low, high in (("n_epochs", 1, 50), ("batch_size", 1, 256), ("learning_rate_multiplier", 1e-3, 100.0)):
+            value = getattr(self, name)
+            if value != "auto" and not low <= value <= high:
+                raise ValueError(f"{name} {value} is not 'auto' and not between {low} and {high}")
+        return self
+
+
+class TrainingRequest(Spec):
+    """Our further knobs, the top-level extension `training`."""
+
+    learning_rate: Auto | float = Field("auto")
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(0.03, ge=0, le=0.5)
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0, le=1000)
+    max_seq_length: Auto | int = Field("auto", description="Tokens of the longest row; 'auto' is the base model's context.")
+    tokens_per_batch: Auto | int = Field("auto", description="Tokens of one forward; a step's rows are split to fit.")
+    train_on: Literal["assistant", "last"] = Field("assistant", description="Loss on every assistant turn, or the last.")
+    eval_steps: Auto | int = Field("auto", description="Steps between validations; 'auto' is once an epoch.")
+    n_checkpoints: int = Field(3, ge=1, le=10, description="How many checkpoints stay usable as models.")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "TrainingRequest":
+        for name, low, high in (
+            ("learning_rate", 1e-7, 10.0),
+            ("max_seq_length", 8, 1_000_000),
+            ("tokens_per_batch", 64, 1_000_000),
+            ("eval_steps", 1, 1_000_000),
+        ):
+            value = getattr(self, name)
+            if value != "auto" and not low <= value <= high:
+                raise ValueError(f"{name} {value} is not 'auto' and not between {low} and {high}")
+        return self
+
+
+class TrainSpec(Spec):
+    """One run with nothing left to choose."""
+
+    base_model: str
+    method: MethodSpec
+    n_epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="Rows of one optimiser step.")
+    learning_rate_multiplier: float = Field(1.0, gt=0)
+    learning_rate: float = Field(gt=0, description="The peak, multiplier included.")
+    lr_scheduler: Literal["cosine", "linear", "constant"]
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    max_seq_length: int
+    tokens_per_batch: int
+    train_on: Literal["assistant", "last"]
+    eval_steps: int | None = Field(description="None validates once an epoch.")
+    n_checkpoints: int
+    seed: int = Field(ge=0, lt=2**31)
+
+
+def resolve(
+    *,
+    base_model: str,
+    context: int,
+    method: MethodSpec,
+    hyperparameters: HyperparametersRequest,
+    training: TrainingRequest,
+    seed: int,
+    n_examples: int,
+) -> TrainSpec:
+    """Every "auto" made a number. A pure function of its arguments, so that the API can echo what the trainer will do.
+
+    context: tokens the base model can attend to. n_examples: rows of the training file.
+    """
+    batch = hyperparameters.batch_size
+    if batch == "auto":
+        batch = 8 if n_examples < 4096 else 16
+    epochs = hyperparameters.n_epochs
+    if epochs == "auto":
+        # Small sets need more passes to be learned; beyond a few hundred optimiser steps more passes only overfit.
+        epochs = max(1, min(10, round(400 * batch / max(n_examples, 1))))
+        epochs = max(epochs, 3) if n_examples < 4096 else max(1, epochs)
+    multiplier = 1.0 if hyperparameters.learning_rate_multiplier == "auto" else hyperparameters.learning_rate_multiplier
+    rate = 5e-4 if training.learning_rate == "auto" else training.learning_rate
+    length = context if training.max_seq_length == "auto" else min(training.max_seq_length, context)
+    return TrainSpec(
+        base_model=base_model,
+        method=method,
+        n_epochs=epochs,
+        batch_size=batch,
+        learning_rate_multiplier=multiplier,
+        learning_rate=rate * multiplier,
+        lr_scheduler=training.lr_scheduler,
+        warmup_ratio=training.warmup_ratio,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        max_seq_length=length,
+        tokens_per_batch=2048 if training.tokens_per_batch == "auto" else training.tokens_per_batch,
+        train_on=training.train_on,
+        eval_steps=None if training.eval_steps == "auto" else training.eval_steps,
+        n_checkpoints=training.n_checkpoints,
+        seed=seed,
+    )
