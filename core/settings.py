@@ -6,6 +6,7 @@ import secrets
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -55,6 +56,7 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(10.0, gt=0)
     sweep_s: float = Field(5.0, gt=0)
     poll_s: float = Field(30.0, gt=0, description="How often an idle worker looks for work without being rung.")
+    trainer_command: tuple[str, ...] = Field((), description="Default: python -m worker.trainer_process.")
     stall_s: float = Field(600.0, gt=0, description="A trainer without a step for so long is killed.")
     drain_s: float = Field(90.0, gt=0)
     checkpoint_steps: int = Field(200, ge=1)
@@ -100,6 +102,17 @@ class Settings(BaseSettings):
     def broker(self) -> str:
         """The Redis URL in force, as Celery and redis-py take it."""
         return self.redis_url or f"unix://{self.socket}"
+
+    @cached_property
+    def celery_broker(self) -> str:
+        """The same as kombu spells it: a socket is redis+socket://, its database virtual_host."""
+        if not self.broker.startswith("unix://"):
+            return self.broker
+        parts = urlsplit(self.broker)
+        query = {("virtual_host" if key == "db" else key): value for key, value in parse_qsl(parts.query)}
+        password = query.pop("password", None)
+        account = f":{quote(password, safe='')}@" if password else f"{parts.netloc}" if parts.netloc else ""
+        return f"redis+socket://{account}{parts.path}" + (f"?{urlencode(query)}" if query else "")
 
     @cached_property
     def blobs(self) -> str:
