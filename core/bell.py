@@ -1,4 +1,4 @@
-"""The bell: how a worker hears at once that a job waits. It may be lost, doubled or forged: the jobs' rows are the truth.
+"""The bell: how a worker hears at once that a job waits. It may be lost, doubled or forged: the job's row is the truth.
 
 The one place that says how Celery is spoken to, so that who rings and who listens agree. Knows no table and no job.
 """
