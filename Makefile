@@ -28,7 +28,7 @@ help: ## say what there is
 run: .venv/run ## start the whole service on this machine
 	@exec .venv/bin/python -m api.cli up
 
-demo: .venv/dev ## set up, fine-tune two adapters, serve them with the base in one batch, print a table
+demo: .venv/run ## set up, fine-tune two adapters, serve them with the base in one batch, print a table
 	@exec .venv/bin/python -m benchmarks.demo
 
 test: .venv/dev ## every test that a machine without a GPU can run
