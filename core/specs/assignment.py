@@ -13,7 +13,7 @@ from core.specs.spec import Spec
 from core.specs.training import TrainSpec
 
 # The child's exit codes. Anything else, a signal included, is a crash.
-FINISHED, USER_ERROR, NOT_FINITE, OUT_OF_MEMORY, DRAINED = 0, 10, 11, 12, 14
+FINISHED, USER_ERROR, NOT_FINITE, OUT_OF_MEMORY, DRAINED, ORPHANED = 0, 10, 11, 12, 14, 15
 
 Phase = Literal["loading_model", "reading_data", "training", "evaluating", "saving"]
 
@@ -96,6 +96,15 @@ class FinishedReport(Spec):
     )
 
 
+class WarningReport(Spec):
+    """Something went wrong and the run goes on. code: checkpoint_corrupt, step_skipped or rolled_back."""
+
+    kind: Literal["warning"] = "warning"
+    code: str
+    message: str
+    step: int = Field(description="The step reached; 0 before the first.")
+
+
 class FailedReport(Spec):
     """The run cannot go on; the exit code follows. message is for the customer."""
 
@@ -107,7 +116,7 @@ class FailedReport(Spec):
 
 
 Report = Annotated[
-    PhaseReport | StepReport | ValidationReport | CheckpointReport | FinishedReport | FailedReport,
+    PhaseReport | StepReport | ValidationReport | CheckpointReport | WarningReport | FinishedReport | FailedReport,
     Field(discriminator="kind"),
 ]
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)
