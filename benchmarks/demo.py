@@ -7,29 +7,23 @@ benchmarks/results/demo.json; exits 1 if any part fails or an adapter does not c
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import httpx
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
+from benchmarks.service import console, follow, progress, service
 from core.settings import Settings
 
 SAMPLES = Path("core/data/samples")
 RESULTS = Path("benchmarks/results/demo.json")
 CLEAR_GAIN = 0.3  # of exact match: below this an adapter is not worth its name here
-READY_WITHIN_S = 300.0
-console = Console()
 
 
 @dataclass(frozen=True)
@@ -98,63 +92,9 @@ def is_to_stay() -> bool:
     return sys.stdout.isatty() and os.environ.get("DEMO_EXIT") != "1"
 
 
-@contextmanager
-def service(settings: Settings) -> Iterator[str]:
-    """The address of a running service: the one already up on this port, or one started here and stopped at the end."""
-    address = f"http://{settings.host}:{settings.port}"
-    if is_ready(address):
-        console.print(f"Using the service that is up at {address}")
-        yield address
-        return
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    log = settings.data_dir / "demo-up.log"
-    with log.open("wb") as out:
-        up = subprocess.Popen([sys.executable, "-m", "api.cli", "up"], stdout=out, stderr=out, start_new_session=True)
-    try:
-        await_ready(address, up, log)
-        yield address
-    finally:
-        up.send_signal(signal.SIGINT)
-        up.wait(timeout=180)
-        console.print("The service is stopped; its data stay in " + str(settings.data_dir))
-
-
-def is_ready(address: str) -> bool:
-    """Whether every part of the service answers."""
-    try:
-        return httpx.get(f"{address}/readyz", timeout=5).status_code == httpx.codes.OK
-    except httpx.HTTPError:
-        return False
-
-
-def await_ready(address: str, up: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when the service is ready; raise with its last words when it is not to be."""
-    until = time.monotonic() + READY_WITHIN_S
-    with console.status("Starting API, queue, trainer and engine (the first start converts the base model) …"):
-        while time.monotonic() < until:
-            if is_ready(address):
-                return
-            if up.poll() is not None:
-                raise RuntimeError(f"the service ended with status {up.returncode}:\n{tail(log)}")
-            time.sleep(0.5)
-    raise RuntimeError(f"the service was not ready within {READY_WITHIN_S:.0f} s:\n{tail(log)}")
-
-
-def tail(log: Path, lines: int = 20) -> str:
-    """The last lines of a log."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-
-
 def journey(client: OpenAI, base: str) -> tuple[list[Outcome], dict[str, float]]:
     """Upload, train, and serve everything in one batch."""
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description:<34}"),
-        BarColumn(),
-        TextColumn("{task.fields[says]}"),
-        TimeElapsedColumn(),
-    )
-    with bar:
+    with progress() as bar:
         jobs = {task: submit(client, base, task) for task in TASKS}
         bars = {task: bar.add_task(f"Training: {task.name}", total=None, says="queued") for task in TASKS}
         done = {task: follow(client, jobs[task], bar, bars[task]) for task in TASKS}
@@ -168,22 +108,6 @@ def submit(client: OpenAI, base: str, task: Task) -> FineTuningJob:
     return client.fine_tuning.jobs.create(
         model=base, training_file=file.id, suffix=task.name, seed=7, extra_body={"peft": {"type": "lora", "r": 16}}
     )
-
-
-def follow(client: OpenAI, job: FineTuningJob, bar: Progress, line: TaskID) -> FineTuningJob:
-    """Show a job's steps until it ends; raise unless it succeeded."""
-    while job.status not in ("succeeded", "failed", "cancelled"):
-        time.sleep(1)
-        job = client.fine_tuning.jobs.retrieve(job.id)
-        events = client.fine_tuning.jobs.list_events(job.id, limit=10).data
-        steps = [e.data for e in events if e.type == "metrics" and isinstance(e.data, dict) and "train_loss" in e.data]
-        if steps:
-            last = steps[0]
-            bar.update(line, total=last["total_steps"], completed=last["step"], says=f"loss {last['train_loss']:.3f}")
-    if job.status != "succeeded":
-        raise RuntimeError(f"job {job.id} {job.status}: {job.error}")
-    bar.update(line, says=f"done · {job.fine_tuned_model}")
-    return job
 
 
 def serve(
