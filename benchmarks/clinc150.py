@@ -1,4 +1,4 @@
-"""CLINC150 (Larson et al. 2019) through the REST API: 20 intents, 50 training rows each, held-out accuracy before and after.
+"""CLINC150 (Larson et al. 2019) by REST: 20 intents, 50 training rows each, held-out accuracy before and after.
 
 The data lie beside the project (../shared/data/clinc150/data_full.json) and are not part of it; without them this
 script says so and ends with status 2. Prints a table and writes benchmarks/results/clinc150.json.
@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
 def rows(path: Path, n_intents: int, n_rows: int) -> tuple[list[Row], list[Row], list[str]]:
     """Training rows, all test rows of the same intents, and these intents: chosen by a fixed seed."""
     full = json.loads(path.read_text(encoding="utf-8"))
-    draw = random.Random(150)  # noqa: S311 - a choice of intents, not a secret
+    draw = random.Random(150)
     intents = sorted(draw.sample(sorted({intent for _, intent in full["train"]}), n_intents))
     train = [row for name in intents for row in [tuple(r) for r in full["train"] if r[1] == name][:n_rows]]
     held_out = [tuple(r) for r in full["test"] if r[1] in intents]
