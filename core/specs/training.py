@@ -2,13 +2,22 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from core.specs.method import MethodSpec
 from core.specs.spec import Spec
 
 Auto = Literal["auto"]
 SMALL_DATASET = 4096  # rows under which more passes and smaller batches pay
+
+
+def _within(bounds: dict[str, tuple[float, float]], value: Auto | float, field: ValidationInfo) -> Auto | float:
+    """A field's own error, so that a client is told which one it was."""
+    assert field.field_name
+    low, high = bounds[field.field_name]
+    if value != "auto" and not low <= value <= high:
+        raise ValueError(f"{value} is not 'auto' and not between {low} and {high}")
+    return value
 
 
 class HyperparametersRequest(Spec):
@@ -18,13 +27,12 @@ class HyperparametersRequest(Spec):
     batch_size: Auto | int = Field("auto", description="Rows of one optimiser step.")
     learning_rate_multiplier: Auto | float = Field("auto", description="Multiplies the learning rate.")
 
-    @model_validator(mode="after")
-    def _bounds(self) -> "HyperparametersRequest":
-        for name, low, high in (("n_epochs", 1, 50), ("batch_size", 1, 256), ("learning_rate_multiplier", 1e-3, 100.0)):
-            value = getattr(self, name)
-            if value != "auto" and not low <= value <= high:
-                raise ValueError(f"{name} {value} is not 'auto' and not between {low} and {high}")
-        return self
+    @field_validator("n_epochs", "batch_size", "learning_rate_multiplier")
+    @classmethod
+    def _bounded(cls, value: Auto | float, field: ValidationInfo) -> Auto | float:
+        return _within(
+            {"n_epochs": (1, 50), "batch_size": (1, 256), "learning_rate_multiplier": (1e-3, 100.0)}, value, field
+        )
 
 
 class TrainingRequest(Spec):
@@ -45,18 +53,16 @@ class TrainingRequest(Spec):
     eval_steps: Auto | int = Field("auto", description="Steps between validations; 'auto' is once an epoch.")
     n_checkpoints: int = Field(3, ge=1, le=10, description="How many checkpoints stay usable as models.")
 
-    @model_validator(mode="after")
-    def _bounds(self) -> "TrainingRequest":
-        for name, low, high in (
-            ("learning_rate", 1e-7, 10.0),
-            ("max_seq_length", 8, 1_000_000),
-            ("tokens_per_batch", 64, 1_000_000),
-            ("eval_steps", 1, 1_000_000),
-        ):
-            value = getattr(self, name)
-            if value != "auto" and not low <= value <= high:
-                raise ValueError(f"{name} {value} is not 'auto' and not between {low} and {high}")
-        return self
+    @field_validator("learning_rate", "max_seq_length", "tokens_per_batch", "eval_steps")
+    @classmethod
+    def _bounded(cls, value: Auto | float, field: ValidationInfo) -> Auto | float:
+        bounds = {
+            "learning_rate": (1e-7, 10.0),
+            "max_seq_length": (8, 1_000_000),
+            "tokens_per_batch": (64, 1_000_000),
+            "eval_steps": (1, 1_000_000),
+        }
+        return _within(bounds, value, field)
 
 
 class TrainSpec(Spec):
