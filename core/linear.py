@@ -1,0 +1,118 @@
+"""What the linear layers of the one forward do: a frozen product, plus each token's own low-rank part."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core.effects import LowRank
+from core.ops.grouped import add_low_rank, add_masked
+from core.ops.plain import Span
+from core.ops.pool import RankPool
+from core.routing import Routing, is_live
+
+FEW = 16  # a span of fewer tokens than this is better served with all other short ones at once
+MANY = 64  # in a batch of more tokens than this the short spans are taken out first
+
+OUTSIDE = (
+    "the model was called outside `with model.wearing(routing)`: no row knows its adapter. "
+    "With checkpointing, backward calls it too and belongs inside"
+)
+
+
+@dataclass(eq=False)
+class Flight:
+    """One forward in flight: what every RoutedLinear must know of it."""
+
+    routing: Routing
+    starts: tuple[int, ...]
+    spans: list[Span]  # long ones, each a product of its own
+    pool: RankPool | None = None  # serves the short ones
+    tokens: Tensor | None = None  # [n] which tokens are short; None is all
+    mask: Tensor | None = None  # [n, R]
+
+
+@dataclass(eq=False)
+class Switchboard:
+    """Linear layers receive no keyword arguments, so the batch in flight stands here. Only `wearing` sets it."""
+
+    routing: Routing | None = None
+    flight: Flight | None = None
+
+
+class RoutedLinear(nn.Module):
+    """A frozen linear layer, plus each token's own low-rank part."""
+
+    def __init__(self, site: str, base: nn.Module, board: Switchboard) -> None:
+        super().__init__()
+        self.site, self.base, self._board = site, base, board
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X [1, N, I] to [1, N, O]."""
+        flight = self._board.flight
+        if flight is None:
+            raise RuntimeError(OUTSIDE)
+        y: Tensor = self.base(x)
+        if not flight.spans and flight.pool is None:
+            return y
+        flat_x, flat_y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        if flight.spans:
+            dropped = flight.routing.dropped(flat_x, self.site, flight.starts)
+            flat_y = add_low_rank(flat_y, dropped, flight.routing.parts(self.site), flight.spans)
+        if flight.pool is not None:
+            self._add_short(flight, flat_x, flat_y)
+        return flat_y.view(y.shape)
+
+    def _add_short(self, flight: Flight, x: Tensor, y: Tensor) -> None:
+        assert flight.pool is not None
+        assert flight.mask is not None
+        stack = flight.pool.site(self.site)
+        if stack is None:
+            return
+        if flight.tokens is None:
+            add_masked(y, x, *stack, flight.mask)
+            return
+        y[flight.tokens] = add_masked(y[flight.tokens], x[flight.tokens], *stack, flight.mask)
+
+
+def flight_of(routing: Routing, starts: tuple[int, ...], pool: RankPool) -> Flight:
+    """What one forward's linear layers need. With gradients every span is a product of its own."""
+    spans = routing.spans(starts)
+    if torch.is_grad_enabled():
+        return Flight(routing, starts, spans)
+    short = [s for s in spans if s.stop - s.start < FEW and _is_poolable(routing, s.slot, pool)]
+    if not short:
+        return Flight(routing, starts, spans)
+    long = [s for s in spans if s not in short]
+    worn: dict[int, LowRank] = {n: _low_rank(routing, s.slot) for s in short for n in range(s.start, s.stop)}
+    pool.hold(list({id(e): e for e in worn.values()}.values()))
+    if not long and starts[-1] <= MANY:
+        return Flight(routing, starts, [], pool, None, pool.mask([worn.get(n) for n in range(starts[-1])]))
+    tokens = torch.tensor(list(worn), device=pool.device)
+    return Flight(routing, starts, long, pool, tokens, pool.mask(list(worn.values())))
+
+
+def _is_poolable(routing: Routing, slot: int, pool: RankPool) -> bool:
+    # A live adapter changes under its own name at every step, so what the pool copied of it would be stale.
+    effect = _low_rank(routing, slot)
+    return effect in pool or not is_live(effect)
+
+
+def _low_rank(routing: Routing, slot: int) -> LowRank:
+    effect = routing.effects[slot]
+    assert isinstance(effect, LowRank)
+    return effect
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The output head: hidden states to logits."""
+
+    weight: Tensor  # [V, H]
+    bias: Tensor | None  # [V]
+    softcap: float | None  # logits are squeezed into (-softcap, softcap)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, H] to [n, V]."""
+        raw = nn.functional.linear(hidden, self.weight, self.bias)
+        return raw if self.softcap is None else torch.tanh(raw / self.softcap) * self.softcap

@@ -1,0 +1,96 @@
+"""Next-token loss over learned tokens only, in chunks of tokens: the [N, V] logits never exist whole.
+
+The gradient is computed in the forward, while a chunk's logits are there: two products instead of the three of a
+recomputing backward. Chunks cut tokens and never the vocabulary, so nothing is summed in low precision. Products run in
+the model's type, the softmax in fp32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.linear import Head
+from core.model import RoutedModel
+
+CHUNK = 256  # tokens; of a vocabulary of 49,152 that is 50 MB of fp32 logits
+
+
+@dataclass(frozen=True, eq=False)
+class NextTokenLoss:
+    """What a batch's learned tokens cost."""
+
+    total: Tensor  # [] fp32: the sum in nats; the caller divides by its own denominator
+    count: int  # learned tokens
+    correct: int  # of them, how many were the likeliest
+
+
+def next_token_loss(
+    model: RoutedModel, hidden: Tensor, ids: Tensor, learned: Tensor, starts: Sequence[int]
+) -> NextTokenLoss:
+    """Each learned token, predicted from the position before it in its own row.
+
+    Args:
+        model: for its output head.
+        hidden: [N, H] as model(rows) gave it.
+        ids: [N] int64.
+        learned: [N] bool.
+        starts: B + 1 row boundaries.
+
+    Raises:
+        ValueError: a row's first token is learned, or a virtual token is: nothing predicts them.
+    """
+    wanted = learned.nonzero()[:, 0]  # [n]
+    if bool(learned[torch.tensor(starts[:-1], device=learned.device)].any()):
+        raise ValueError("the first token of a row is marked as learned, but nothing in its row predicts it")
+    targets = ids[wanted]
+    if bool((targets < 0).any()):
+        raise ValueError("a virtual token is marked as learned, but it is no word of the vocabulary")
+    total, correct = _ChunkedLoss.apply(hidden, wanted - 1, targets, model.head)  # type: ignore[no-untyped-call]
+    return NextTokenLoss(total, len(wanted), int(correct))
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Sum of cross-entropies, its gradient in hidden ready before backward asks."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, at: Tensor, targets: Tensor, head: Head) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        here = hidden[at]  # [n, H]
+        grad = torch.empty_like(here) if ctx.needs_input_grad[0] else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        correct = torch.zeros((), dtype=torch.long, device=hidden.device)
+        for start in range(0, len(at), CHUNK):
+            cut = slice(start, start + CHUNK)
+            loss, hits, dz = _chunk(head.logits(here[cut]), targets[cut], head.softcap)
+            total += loss
+            correct += hits
+            if grad is not None:
+                grad[cut] = dz.to(here.dtype) @ head.weight
+        ctx.mark_non_differentiable(correct)
+        if grad is not None:
+            ctx.save_for_backward(at, grad)
+            ctx.shape = hidden.shape
+        return total, correct
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _correct: Tensor) -> tuple[Any, ...]:  # type: ignore[override]  # noqa: ANN401
+        at, grad = ctx.saved_tensors
+        dense = grad.new_zeros(ctx.shape)
+        dense[at] = (grad * upstream).to(grad.dtype)
+        return dense, None, None, None
+
+
+def _chunk(logits: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The summed loss [], the number of right guesses [], and the loss's gradient in the raw logits [c, V] in fp32."""
+    z = logits.float()
+    peak, best = z.max(-1)
+    target = z.gather(1, targets[:, None])  # [c, 1]
+    bend = None if softcap is None else 1 - (z / softcap).square()  # the slope of the soft cap
+    p = z.sub_(peak[:, None]).exp_()  # in place: nothing else reads these logits
+    mass = p.sum(-1)  # [c]
+    loss = (peak + mass.log() - target[:, 0]).sum()
+    p.div_(mass[:, None])
+    p.scatter_add_(1, targets[:, None], torch.full_like(target, -1.0))
+    return loss, (best == targets).sum(), p if bend is None else p.mul_(bend)

@@ -1,0 +1,50 @@
+"""The methods, side by side: how an effect is learned. How it is applied is not known here."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from core.effects import Effect
+from core.methods.lora import Lora
+
+
+class Method(Protocol):
+    """A small trainable thing beside a frozen model. It never touches the model:
+    it says, through its effect, what is to be done to it.
+
+    Its trainable state is parameters(), its checkpoint state_dict(), both from nn.Module.
+    """  # noqa: D205 - two lines, one sentence
+
+    base_precision: str  # "bf16" or "nf4": the base it is trained and served on
+
+    def effect(self) -> Effect:
+        """What it does now; differentiable while training. Called once for each forward."""
+        ...
+
+    def penalty(self) -> Tensor:
+        """What it adds to the loss of an optimiser step, []."""
+        ...
+
+    def after_step(self, step: int, of: int) -> None:
+        """Called after optimiser.step(), the gradients still in place. step counts from 1 up to of."""
+        ...
+
+    def peft_config(self) -> dict[str, Any]:
+        """adapter_config.json, as HF PEFT reads it."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:  # noqa: FBT001, FBT002 - nn.Module's own
+        """What the optimiser steps: fp32, whatever the base computes in."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a checkpoint needs."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:  # noqa: ANN401 - nn.Module's own
+        """The reverse."""
+        ...
+
+
+METHODS = {"lora": Lora}
