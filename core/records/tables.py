@@ -6,11 +6,12 @@ Times are seconds since 1970 by the database's own clock (records/database.py: n
 import secrets
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SHA256 = String(64)
 ID = String(64)
+DOCUMENT = JSON(none_as_null=True)  # None is SQL's NULL, not the JSON document null
 
 JOB_STATES = ("validating_files", "queued", "running", "succeeded", "failed", "cancelled", "paused")
 TERMINAL_STATES = ("succeeded", "failed", "cancelled")
@@ -25,7 +26,15 @@ def new_id(prefix: str) -> str:
 class Table(DeclarativeBase):
     """What all tables share."""
 
-    type_annotation_map: ClassVar = {dict[str, Any]: JSON, list[Any]: JSON, float: Float(53), int: BigInteger}
+    # Every constraint has a name, so that a later migration can drop it on SQLite too.
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_name)s",
+        }
+    )
+    type_annotation_map: ClassVar = {dict[str, Any]: DOCUMENT, list[Any]: DOCUMENT, float: Float(53), int: BigInteger}
 
 
 class Organization(Table):
@@ -109,11 +118,10 @@ class Job(Owned, Table):
     lease_epoch: Mapped[int] = mapped_column(default=0)
     lease_owner: Mapped[str | None] = mapped_column(String(200))
     lease_until: Mapped[float | None]
-    claimed_step: Mapped[int] = mapped_column(default=0)  # step as the present attempt found it
     step: Mapped[int] = mapped_column(default=0)
     total_steps: Mapped[int | None]
     trained_tokens: Mapped[int | None]
-    progress_at: Mapped[float | None]
+    progress_at: Mapped[float | None]  # when the present attempt last moved step; null until it has
     cancel_requested_at: Mapped[float | None]
     run_after: Mapped[float] = mapped_column(default=0.0)
     last_rung_at: Mapped[float | None]
@@ -207,6 +215,7 @@ class Usage(Owned, Table):
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
     created_at: Mapped[float]
+    __table_args__ = (Index("usage_by_project", "project_id", "created_at", "request_id"),)
 
 
 class AuditEntry(Owned, Table):
@@ -218,6 +227,7 @@ class AuditEntry(Owned, Table):
     action: Mapped[str] = mapped_column(String(64))  # file.deleted, job.cancelled, model.deleted, key.created …
     target: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[float]
+    __table_args__ = (Index("audit_by_project", "project_id", "created_at", "id"),)
 
 
 class Leader(Table):

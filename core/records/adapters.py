@@ -1,0 +1,118 @@
+"""The registry of fine-tuned models: which name means which weights, for whom. What is deleted is missing."""
+
+from collections.abc import Container
+from dataclasses import dataclass
+
+from sqlalchemy import Select, or_, select
+from sqlalchemy.orm import Session
+
+from core.records import audit
+from core.records.database import clock
+from core.records.pages import Page, page
+from core.records.scope import Account, of
+from core.records.tables import Adapter, Checkpoint, Job
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model name means: a base model, and the adapter that it wears, if any.
+
+    adapter_id: of an adapter or a checkpoint; sha256 and size_bytes: of its PEFT zip; created_at: None for a base.
+    """
+
+    name: str
+    base_model: str
+    adapter_id: str | None = None
+    sha256: str | None = None
+    size_bytes: int | None = None
+    created_at: float | None = None
+    job_id: str | None = None
+
+
+def resolve(session: Session, account: Account, name: str, *, base_models: Container[str]) -> Model | None:
+    """What name means to the account: a base model's id, then ft:…, then ft:…:ckpt-step-N, then an adapter's id."""
+    if name in base_models:
+        return Model(name=name, base_model=name)
+    adapter = session.scalars(_adapters(account).where(Adapter.name == name)).one_or_none()
+    if adapter is not None:
+        return of_adapter(adapter)
+    found = session.execute(_checkpoints(account).where(Checkpoint.model_name == name)).one_or_none()
+    if found is not None:
+        return _of_checkpoint(*found)
+    adapter = session.scalars(_adapters(account).where(Adapter.id == name)).one_or_none()
+    return None if adapter is None else of_adapter(adapter)
+
+
+def find(session: Session, account: Account, name_or_id: str) -> Adapter | None:
+    """The account's adapter by its name or id."""
+    either = or_(Adapter.name == name_or_id, Adapter.id == name_or_id)
+    return session.scalars(_adapters(account).where(either)).one_or_none()
+
+
+def listed(session: Session, account: Account, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
+    """The account's adapters, newest first."""
+    return page(session, _adapters(account), [Adapter.created_at, Adapter.id], after=after, limit=limit)
+
+
+def models(session: Session, account: Account) -> list[Model]:
+    """Every fine-tuned model of the account, checkpoints included, newest first: /v1/models has no pages."""
+    found = [of_adapter(adapter) for adapter in session.scalars(_adapters(account))]
+    found += [_of_checkpoint(*row) for row in session.execute(_checkpoints(account))]
+    return sorted(found, key=lambda model: (model.created_at or 0.0, model.name), reverse=True)
+
+
+def delete(session: Session, account: Account, name: str) -> bool:
+    """Nobody can call the model from now on. With an adapter go its job's checkpoints; a checkpoint goes alone.
+
+    False where the account has no such model.
+    """
+    adapter = find(session, account, name)
+    if adapter is not None:
+        adapter.deleted_at = clock(session)
+        kept = select(Checkpoint).where(Checkpoint.job_id == adapter.job_id)
+    else:
+        mine = select(Job.id).where(*of(Job, account))
+        kept = select(Checkpoint).where(Checkpoint.model_name == name, Checkpoint.job_id.in_(mine))
+    rows = session.scalars(kept).all()
+    if adapter is None and not rows:
+        return False
+    for row in rows:
+        row.model_name = row.adapter_sha256 = row.adapter_bytes = None
+        if adapter is not None:
+            row.state_sha256 = row.state_bytes = None
+    audit.note(session, account, "model.deleted", name)
+    return True
+
+
+def of_adapter(adapter: Adapter) -> Model:
+    """An adapter as what its name means."""
+    return Model(
+        name=adapter.name,
+        base_model=adapter.base_model,
+        adapter_id=adapter.id,
+        sha256=adapter.blob_sha256,
+        size_bytes=adapter.size_bytes,
+        created_at=adapter.created_at,
+        job_id=adapter.job_id,
+    )
+
+
+def _of_checkpoint(checkpoint: Checkpoint, base_model: str) -> Model:
+    return Model(
+        name=checkpoint.model_name or "",
+        base_model=base_model,
+        adapter_id=checkpoint.id,
+        sha256=checkpoint.adapter_sha256,
+        size_bytes=checkpoint.adapter_bytes,
+        created_at=checkpoint.created_at,
+        job_id=checkpoint.job_id,
+    )
+
+
+def _adapters(account: Account) -> Select[Adapter]:
+    return select(Adapter).where(*of(Adapter, account), Adapter.deleted_at.is_(None))
+
+
+def _checkpoints(account: Account) -> Select[Checkpoint, str]:
+    usable = (*of(Job, account), Checkpoint.model_name.is_not(None))
+    return select(Checkpoint, Job.base_model).join(Job, Job.id == Checkpoint.job_id).where(*usable)

@@ -1,0 +1,186 @@
+"""Jobs: how they are made, found and cancelled, and the one door to all moves of the job machine.
+
+The other moves are in leases, finishing and sweeper beside this. A row moves only as they say; once it has ended, the
+database itself keeps it as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.records import audit, datasets
+from core.records.database import Database, clock
+from core.records.events import Event, append
+from core.records.finishing import record_checkpoint, succeed
+from core.records.leases import (
+    CancelRequested,
+    Claim,
+    Fenced,
+    beat,
+    cancelled,
+    claim,
+    confirm_cancelled,
+    drain,
+    fail,
+    guard,
+    record,
+    requeue,
+)
+from core.records.pages import Page, page
+from core.records.scope import Account, of
+from core.records.sweeper import mark_rung, sweep
+from core.records.tables import TERMINAL_STATES, Checkpoint, File, Job, JobEvent, new_id
+from core.specs.training import TrainSpec
+
+__all__ = [
+    "CancelRequested",
+    "Claim",
+    "Event",
+    "Fenced",
+    "NotCancellable",
+    "Work",
+    "beat",
+    "cancel",
+    "checkpoints",
+    "claim",
+    "confirm_cancelled",
+    "create",
+    "drain",
+    "events",
+    "fail",
+    "find",
+    "listed",
+    "mark_rung",
+    "record",
+    "record_checkpoint",
+    "requeue",
+    "succeed",
+    "sweep",
+    "work_of",
+]
+
+
+class NotCancellable(ValueError):
+    """The job has ended, so there is nothing to cancel."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that a worker needs to know of a job that it holds. checkpoints: those with a state, newest step first."""
+
+    job: Job
+    training_file: File
+    validation_file: File | None
+    checkpoints: Sequence[Checkpoint]
+
+
+def create(
+    session: Session,
+    account: Account,
+    *,
+    spec: TrainSpec,
+    request: Mapping[str, Any],
+    training_file_id: str,
+    validation_file_id: str | None = None,
+    suffix: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    max_attempts: int = 3,
+    retry_of: str | None = None,
+) -> Job:
+    """T1. A queued job and its first event; the caller commits, then rings. LookupError names a missing file."""
+    for file_id in filter(None, (training_file_id, validation_file_id)):
+        if datasets.find(session, account, file_id) is None:
+            raise LookupError(f"no file {file_id!r}")
+    now = clock(session)
+    job = Job(
+        id=new_id("ftjob-"),
+        organization_id=account.organization_id,
+        project_id=account.project_id,
+        state="queued",
+        base_model=spec.base_model,
+        spec=spec.model_dump(mode="json"),
+        request=dict(request),
+        suffix=suffix,
+        job_metadata=None if metadata is None else dict(metadata),
+        seed=spec.seed,
+        training_file_id=training_file_id,
+        validation_file_id=validation_file_id,
+        max_attempts=max_attempts,
+        retry_of=retry_of,
+        run_after=now,
+        created_at=now,
+    )
+    session.add(job)
+    session.flush()
+    append(session, job.id, 0, [Event("created", f"Created fine-tuning job {job.id}")])
+    return job
+
+
+def find(session: Session, account: Account, job_id: str) -> Job | None:
+    """The account's job."""
+    return session.scalars(select(Job).where(Job.id == job_id, *of(Job, account))).one_or_none()
+
+
+def listed(session: Session, account: Account, *, after: str | None = None, limit: int = 20) -> Page[Job]:
+    """The account's jobs, newest first."""
+    return page(session, select(Job).where(*of(Job, account)), [Job.created_at, Job.id], after=after, limit=limit)
+
+
+def cancel(session: Session, account: Account, job_id: str) -> Job | None:
+    """T8. A job that waits is cancelled at once; a running one is asked to, and its worker or the sweeper confirms.
+
+    Asking twice is asking once. None where the account has no such job; NotCancellable where it has ended.
+    """
+    job = session.scalars(select(Job).where(Job.id == job_id, *of(Job, account)).with_for_update()).one_or_none()
+    if job is None:
+        return None
+    if job.state in TERMINAL_STATES:
+        raise NotCancellable(f"job {job.id} has ended ({job.state}): there is nothing to cancel")
+    if job.cancel_requested_at is not None:
+        return job
+    now = clock(session)
+    job.cancel_requested_at = now
+    event = Event("cancel_requested", "Cancellation was asked for")
+    if job.state != "running":
+        values, event = cancelled(now)
+        for name, value in values.items():
+            setattr(job, name, value)
+    audit.note(session, account, "job.cancelled", job.id)
+    session.flush()
+    append(session, job.id, job.lease_epoch, [event])
+    return job
+
+
+def events(
+    session: Session, account: Account, job_id: str, *, after: int | None = None, limit: int = 20
+) -> Page[JobEvent]:
+    """What happened to the account's job, newest first. Empty where the account has no such job."""
+    mine = select(JobEvent).join(Job, Job.id == JobEvent.job_id).where(Job.id == job_id, *of(Job, account))
+    return page(session, mine, [JobEvent.id], after=after, limit=limit)
+
+
+def checkpoints(
+    session: Session, account: Account, job_id: str, *, after: str | None = None, limit: int = 10
+) -> Page[Checkpoint]:
+    """The checkpoints of the account's job that can be used as models, newest step first."""
+    mine = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(Job.id == job_id, *of(Job, account))
+    usable = mine.where(Checkpoint.model_name.is_not(None))
+    return page(session, usable, [Checkpoint.step, Checkpoint.id], after=after, limit=limit)
+
+
+def work_of(db: Database, held: Claim) -> Work:
+    """What the holder of a claim is to do. Fenced where it holds no longer."""
+    with db.session() as session:
+        job = session.scalars(select(Job).where(*guard(held))).one_or_none()
+        if job is None:
+            raise Fenced(held)
+        resumable = select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.state_sha256.is_not(None))
+        return Work(
+            job=job,
+            training_file=session.get_one(File, job.training_file_id),
+            validation_file=session.get_one(File, job.validation_file_id) if job.validation_file_id else None,
+            checkpoints=session.scalars(resumable.order_by(Checkpoint.step.desc())).all(),
+        )

@@ -1,0 +1,72 @@
+"""The sweeper: who brings to an end what no worker will, and says for which jobs the bell is to be rung again.
+
+One process at a time holds the office; a second one that sweeps does no harm, it only finds nothing to do.
+"""
+
+from sqlalchemy import and_, case, delete, or_, select, update
+from sqlalchemy.orm import Session
+
+from core.records.database import Database, clock, insert_or, now_s
+from core.records.leases import Claim, claimable, end_of, move
+from core.records.tables import Idempotency, Job, Leader, Presence
+
+OFFICE = "sweeper"
+TERM_S = 20.0  # how long the office is kept without a sweep
+FORGET_S = 3600.0  # a presence this old says nothing any more
+RING_AGAIN_S = (0.0, 5.0, 10.0, 20.0, 40.0, 60.0)  # how long a job waits for its next ring, by how often it was rung
+BATCH = 100  # jobs that one sweep ends: a sweep stays short, and the next one goes on
+
+
+def sweep(db: Database, *, owner: str, most: int = 16, term_s: float = TERM_S) -> list[str]:
+    """End running jobs of dead workers that must end, and return the ids of the jobs to ring for, oldest first.
+
+    Rung are jobs that may run and were never rung, or not within 5, 10, 20, 40, then 60 s. At most `most` of them (idle
+    workers + 16), so that the broker is never filled. A job whose lease is over is one of them: the claim itself takes
+    it over. Empty where another process holds the office.
+    """
+    with db.writing() as session:
+        if not _takes_office(session, owner, term_s):
+            return []
+        _end_the_dead(session, owner)
+        session.execute(delete(Idempotency).where(Idempotency.expires_at < now_s()))
+        session.execute(delete(Presence).where(Presence.beat_at < now_s() - FORGET_S))
+        return _to_ring(session, most)
+
+
+def mark_rung(session: Session, job_id: str) -> None:
+    """Say that the bell was rung for a job just created, so that the sweeper need not."""
+    rung = update(Job).where(Job.id == job_id, Job.state == "queued").values(last_rung_at=now_s(), rings=Job.rings + 1)
+    session.execute(rung.execution_options(synchronize_session=False))
+
+
+def _takes_office(session: Session, owner: str, term_s: float) -> bool:
+    """Whether owner leads now: as before, because nobody does, or because the leader has not swept for its term."""
+    until = now_s() + term_s
+    statement = insert_or(session, Leader).values(office=OFFICE, owner=owner, until=until)
+    statement = statement.on_conflict_do_update(
+        index_elements=[Leader.office],
+        set_={"owner": owner, "until": until},
+        where=or_(Leader.owner == owner, Leader.until < now_s()),
+    )
+    return session.execute(statement.returning(Leader.office)).one_or_none() is not None
+
+
+def _end_the_dead(session: Session, owner: str) -> None:
+    """T6 and T9 for jobs whose lease is over and that no worker may take: cancelled, poison, attempts exhausted."""
+    is_dead = and_(Job.state == "running", Job.lease_until < now_s(), ~and_(*claimable()))
+    dead = session.scalars(select(Job).where(is_dead).limit(BATCH).with_for_update(skip_locked=True)).all()
+    for job in dead:
+        deaths = job.barren_deaths + 1 if job.progress_at is None else 0
+        verdict = end_of(job, deaths, clock(session), "its worker was lost.")
+        if verdict is not None:
+            move(session, Claim(job.id, job.lease_epoch, owner), *verdict)
+
+
+def _to_ring(session: Session, most: int) -> list[str]:
+    waited_s = case(dict(enumerate(RING_AGAIN_S)), value=Job.rings, else_=RING_AGAIN_S[-1])
+    is_due = or_(Job.last_rung_at.is_(None), Job.last_rung_at < now_s() - waited_s)
+    due = select(Job.id).where(*claimable(), is_due).order_by(Job.created_at, Job.id).limit(most)
+    ids = list(session.scalars(due.with_for_update(skip_locked=True)))
+    rung = update(Job).where(Job.id.in_(ids)).values(last_rung_at=now_s(), rings=Job.rings + 1)
+    session.execute(rung.execution_options(synchronize_session=False))
+    return ids
