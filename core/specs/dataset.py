@@ -9,7 +9,7 @@ from core.specs.spec import Spec
 
 DatasetFormat = Literal["chat", "prompt_completion"]
 Role = Literal["system", "user", "assistant"]
-MAX_TURNS = 4096
+MAX_TURNS = 1024
 
 
 class Turn(Spec):
