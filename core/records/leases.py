@@ -1,8 +1,8 @@
 """What only the holder of a job's lease may write: the moves T2 to T7 and T9 of the job machine.
 
-A claim is one guarded UPDATE that raises the row's lease_epoch. Every later write names the epoch it was given and touches
-no row once a later claim has raised it: the writer is then Fenced, says so in an event, and must write nothing more. Times
-are the database's. Each function is one transaction of its own.
+A claim is one guarded UPDATE that raises the row's lease_epoch. Every later write names the epoch it was given and
+touches no row once a later claim has raised it: the writer is then Fenced, says so in an event, and must write nothing
+more. Times are the database's. Each function is one transaction of its own.
 """
 
 import secrets
