@@ -114,7 +114,7 @@ class RaggedBatch:
         return self._biases[key]
 
 
-def attend_ragged(
+def attend_ragged(  # noqa: D417, PLR0917 - the library's signature; the class below says what the rest means
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -136,6 +136,7 @@ def attend_ragged(
 
     Returns:
         [1, N, heads, D], and no weights.
+
     """
     if graft_batch is None:
         raise RuntimeError("a base model that Graft opened was called by itself: call its RoutedModel instead")

@@ -1,9 +1,11 @@
 """Keys and values of rows that join and leave. A slot holds one row; a learned prefix is its first entries."""
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from core.effects import KVPrefix
 
@@ -28,7 +30,7 @@ class KVCache:
 
         model: a RoutedModel, or the base model itself.
         """
-        base = getattr(model, "base", model)
+        base = cast("PreTrainedModel", getattr(model, "base", model))
         config = base.config
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

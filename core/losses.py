@@ -41,6 +41,7 @@ def next_token_loss(
 
     Raises:
         ValueError: a row's first token is learned, or a virtual token is: nothing predicts them.
+
     """
     wanted = learned.nonzero()[:, 0]  # [n]
     if bool(learned[torch.tensor(starts[:-1], device=learned.device)].any()):
@@ -75,7 +76,7 @@ class _ChunkedLoss(torch.autograd.Function):
         return total, correct
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, _correct: Tensor) -> tuple[Any, ...]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, upstream: Tensor, _correct: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         at, grad = ctx.saved_tensors
         dense = grad.new_zeros(ctx.shape)
         dense[at] = (grad * upstream).to(grad.dtype)

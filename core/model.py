@@ -79,13 +79,16 @@ class RoutedModel(nn.Module):
 
         Raises:
             ValueError: base is of a family whose laws are not tested.
+
         """
         super().__init__()
         family = base.config.model_type
         if family not in FAMILIES:
             raise ValueError(f"base models of type {family!r} are not supported; these are: {sorted(FAMILIES)}")
         # Evaluation mode for good: dropout belongs to adapters, and each row's own is drawn by its key.
-        self.base = base.requires_grad_(requires_grad=False).eval()
+        self.base = base
+        self.base.requires_grad_(requires_grad=False)
+        self.base.train(mode=False)
         self.base.set_attn_implementation(NAME)
         self.checkpointing = checkpointing
         self._board = Switchboard()
@@ -95,7 +98,7 @@ class RoutedModel(nn.Module):
             self._checkpoint()
 
     def _route(self) -> dict[str, RoutedLinear]:
-        head = self.base.get_output_embeddings()
+        head = self.base.get_output_embeddings()  # type: ignore[no-untyped-call]
         found = {
             name: module
             for name, module in self.base.named_modules()
@@ -108,9 +111,9 @@ class RoutedModel(nn.Module):
         return sites
 
     def _checkpoint(self) -> None:
-        self.base.gradient_checkpointing_enable({"use_reentrant": False})
+        self.base.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
         for module in self.base.modules():
-            # The library checkpoints layers in training mode only; their children, dropout among them, stay as they are.
+            # The library checkpoints only layers in training mode; their children, dropout among them, stay out of it.
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True
 
@@ -127,7 +130,7 @@ class RoutedModel(nn.Module):
     @property
     def head(self) -> Head:
         """The output head."""
-        module = self.base.get_output_embeddings()
+        module = self.base.get_output_embeddings()  # type: ignore[no-untyped-call]
         return Head(
             module.weight, getattr(module, "bias", None), getattr(self.base.config, "final_logit_softcapping", None)
         )
@@ -156,6 +159,7 @@ class RoutedModel(nn.Module):
         Raises:
             RuntimeError: called outside `wearing`.
             ValueError: rows, routing, cache and base model do not fit one another.
+
         """
         routing = self._board.routing
         if routing is None:
@@ -187,6 +191,7 @@ class RoutedModel(nn.Module):
 
         Raises:
             ValueError: the effect is not of this base model, or holds NaN or infinity.
+
         """
         self.check(effect)
         return resident(effect, device=self.device, dtype=self.dtype)

@@ -42,7 +42,7 @@ class Lora(nn.Module):
 
     def penalty(self) -> Tensor:
         """None: 0."""
-        return self.a[0].new_zeros(())
+        return torch.zeros((), device=self.a[0].device)
 
     def after_step(self, step: int, of: int) -> None:
         """Nothing: ranks stand still."""

@@ -51,6 +51,7 @@ def add_masked(y: Tensor, x: Tensor, a: Tensor, b: Tensor, mask: Tensor) -> Tens
         a: [R, I], the rows of all adapters under one another.
         b: [R, O], likewise, scales already in it.
         mask: [N, R] of ones and zeros in the type of x.
+
     """
     return y.addmm_((x @ a.T).mul_(mask), b)
 
@@ -84,7 +85,7 @@ class _AddLowRank(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         x, *kept = ctx.saved_tensors
         low, thin = kept[: len(ctx.kinds)], kept[len(ctx.kinds) :]
         dx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None

@@ -39,6 +39,7 @@ def add_low_rank(y: Tensor, x: Tensor, parts: Sequence[Part | None], spans: Sequ
 
     Returns:
         [N, O], a new tensor.
+
     """
     tokens = list(y.unbind())
     for start, stop, slot in spans:

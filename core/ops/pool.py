@@ -33,7 +33,7 @@ class RankPool:
         return effect in self._rows
 
     def site(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """a [R, I] and b [R, O] of one site, or None if no adapter of the pool touches it."""
+        """A [R, I] and b [R, O] of one site, or None if no adapter of the pool touches it."""
         return self._sites.get(name)
 
     def hold(self, effects: Sequence[LowRank]) -> None:
