@@ -51,7 +51,7 @@ def read_settings() -> Settings:
             name = "".join(f"GRAFT_{str(part).upper()}: " for part in fault["loc"][:1])
             complain(f"{name}{fault['msg'].removeprefix('Value error, ')}")
     except SettingsError as fault:
-        complain(str(fault))
+        complain(f"{fault}: it has to be JSON")
     raise typer.Exit(NOT_CONFIGURED)
 
 

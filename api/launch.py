@@ -32,7 +32,7 @@ PORT_FREE_WITHIN_S = 3.0  # a service killed a moment ago may hold its port stil
 ASK_READY_EVERY_S = 0.3
 
 
-class Refusal(Exception):  # noqa: N818  # it is no error of ours
+class Refusal(Exception):
     """Why the service cannot come up here; the message is for the person at the terminal."""
 
 

@@ -42,16 +42,20 @@ class Process:
 
 def api(settings: Settings, python: str = sys.executable) -> Process:
     """The front end."""
-    argv = (python, "-m", "uvicorn", "--factory", "api.main:create_app", "--host", settings.host)
-    argv += ("--port", str(settings.port), "--no-access-log", "--log-level", "warning", "--no-server-header")
-    argv += ("--timeout-keep-alive", "15", "--timeout-graceful-shutdown", "25")
+    argv = (
+        *(python, "-m", "uvicorn", "--factory", "api.main:create_app", "--host", settings.host),
+        *("--port", str(settings.port), "--no-access-log", "--log-level", "warning", "--no-server-header"),
+        *("--timeout-keep-alive", "15", "--timeout-graceful-shutdown", "25"),
+    )
     return Process("api", argv, grace_s=30.0)
 
 
 def trainer(settings: Settings, python: str = sys.executable) -> Process:
     """The Celery worker that supervises trainer children, one at a time."""
-    argv = (python, "-m", "celery", "-A", "worker.celery_app", "worker", "-P", "threads", "-c", "1", "-Q", "train")
-    argv += ("--without-gossip", "--without-mingle", "--loglevel=WARNING")
+    argv = (
+        *(python, "-m", "celery", "-A", "worker.celery_app", "worker", "-P", "threads", "-c", "1", "-Q", "train"),
+        *("--without-gossip", "--without-mingle", "--loglevel=WARNING"),
+    )
     return Process("trainer", argv, grace_s=settings.drain_s + 10.0, environment=QUIET_THREADS)
 
 
@@ -81,9 +85,11 @@ def valkey(settings: Settings) -> Process:
         binary = str(get_binary_path())
     except ValkeyServerError as fault:
         raise ValueError(f"{fault} Set GRAFT_REDIS_URL to a running Valkey.") from fault
-    argv = (binary, "--port", "0", "--unixsocket", str(settings.socket), "--unixsocketperm", "700")
-    argv += ("--dir", str(settings.data_dir.resolve() / "valkey"), "--daemonize", "no", "--save", "")
-    argv += ("--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction")
+    argv = (
+        *(binary, "--port", "0", "--unixsocket", str(settings.socket), "--unixsocketperm", "700"),
+        *("--dir", str(settings.data_dir.resolve() / "valkey"), "--daemonize", "no", "--save", ""),
+        *("--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory-policy", "noeviction"),
+    )
     return Process("valkey", argv, grace_s=10.0)
 
 
