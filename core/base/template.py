@@ -26,7 +26,7 @@ class UnusableTemplateError(ValueError):
 
 @dataclass(frozen=True)
 class Segment:
-    """Text that is encoded in one piece, or one special token. answer: the turn whose answer it is part of, if of any."""
+    """Text that is encoded in one piece, or one special token. answer: the turn whose answer it belongs to, if any."""
 
     parts: tuple[str | int, ...]  # the template's text, or the index of a turn whose content stands here
     special: int | None  # the id of a special token; parts then holds its text

@@ -93,7 +93,7 @@ def encode(
 def encode_all(
     examples: Iterable[tuple[int, Example]], tokenizer: PreTrainedTokenizerFast, *, train_on: TrainOn, max_tokens: int
 ) -> Iterator[TokenRow]:
-    """The rows of (line, example) pairs, in order; quicker than encode, as many are encoded at once. Raises as encode."""
+    """The rows of (line, example) pairs, in order. Quicker than encode: many are encoded at once. Raises as encode."""
     for row in _outcomes(examples, tokenizer, train_on):
         if isinstance(row, Fault):
             raise UnusableExampleError(row)
