@@ -87,7 +87,8 @@ def _model(prepared: Prepared, dtype: torch.dtype) -> PreTrainedModel:
         # The library would go on with random numbers in their place.
         raise UnusableBaseModel(f"{prepared.folder} lacks {len(missing)} weights, {missing[0]} among them")
     model.requires_grad_(False)  # noqa: FBT003 - torch's own signature
-    return model.eval()
+    model.train(mode=False)
+    return model
 
 
 def _tokenizer(prepared: Prepared) -> PreTrainedTokenizerFast:
