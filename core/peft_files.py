@@ -29,7 +29,7 @@ PATTERN = re.compile(r"^[A-Za-z0-9_.\\^]{1,200}$")
 # What a LORA config may say without changing what the tensors mean. `target_modules` and its kin are among them: which
 # layers are meant is read off the tensors' names.
 HARMLESS = frozenset(
-    {  # fmt: skip
+    {
         "peft_type",
         "task_type",
         "auto_mapping",
