@@ -1,0 +1,233 @@
+"""HTTP to engines: choose one, stream its frames, and go on at another when it dies. Owns what has been emitted."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import httpx
+import structlog
+from pydantic import ValidationError
+
+from api import errors
+from api.engine_directory import EngineDirectory
+from core.records.tables import Presence
+from core.specs.generation import Frame, FrameError, GenerateSpec, MeasureSpec
+
+log = structlog.get_logger()
+
+MAX_MIGRATIONS = 3
+MAX_FRAME_BYTES = 4 << 20
+# An engine on a busy CPU may need long for a long prompt, but it is silent for a minute only when it is lost.
+TIMEOUT = httpx.Timeout(60.0, connect=2.0)
+MEASURE_TIMEOUT = httpx.Timeout(120.0, connect=2.0)
+RETURN_S = 30.0  # how long a stream that has begun waits for an engine to come back
+LOOK_S = 0.25
+MAX_TRIES = 2  # engines that a new request is offered to
+
+
+class EngineLostError(Exception):
+    """The connection broke, or what came over it was no answer. The request may go on elsewhere."""
+
+
+class EngineAwayError(Exception):
+    """It could not even be reached, so it has nothing of the request."""
+
+
+class EngineBusyError(Exception):
+    """It takes no more requests now."""
+
+
+@dataclass
+class _Progress:
+    """What has been said so far of one row."""
+
+    prompt_ids: tuple[int, ...] | None = None
+    emitted: list[int] = field(default_factory=list)
+
+    def resumed(self, spec: GenerateSpec) -> GenerateSpec:
+        """The same request for an engine that is to go on where another stopped."""
+        if self.prompt_ids is None:
+            return spec
+        ids = (*self.prompt_ids, *self.emitted)
+        return spec.model_copy(
+            update={"messages": None, "prompt": None, "prompt_ids": ids, "offset": len(self.emitted)}
+        )
+
+
+class EngineClient:
+    """One a process. Closing a generator that generate() gave ends its request at the engine within a step."""
+
+    def __init__(
+        self,
+        directory: EngineDirectory,
+        token: str,
+        *,
+        on_migration: Callable[[], None] = lambda: None,
+        return_s: float = RETURN_S,
+    ) -> None:
+        self.directory = directory
+        self._on_migration = on_migration
+        self._return_s = return_s
+        self._http = httpx.AsyncClient(
+            headers={"authorization": f"Bearer {token}"},
+            timeout=TIMEOUT,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Lets every connection go."""
+        await self._http.aclose()
+
+    async def generate(self, spec: GenerateSpec) -> AsyncGenerator[Frame, None]:
+        """The frames of one row, ids and texts without gap or repetition, whichever engines they come from.
+
+        Raises ClientError: 503 where no engine takes it, what an engine refuses, or 502 once MAX_MIGRATIONS are spent.
+        """
+        progress = _Progress()
+        for migration in range(MAX_MIGRATIONS + 1):
+            try:
+                async with aclosing(self._on_any(spec, progress, is_patient=migration > 0)) as frames:
+                    async for frame in frames:
+                        yield frame
+                        if frame.fin:
+                            return
+            except EngineLostError as error:
+                log.warning("engine.lost", request_id=spec.request_id, reason=str(error), emitted=len(progress.emitted))
+                self._on_migration()
+        raise errors.ClientError(
+            502, "The engines failed at this request.", kind="server_error", code="engine_failed",
+            headers={"x-should-retry": "false"},
+        )  # fmt: skip
+
+    async def measure(self, spec: MeasureSpec) -> dict[str, Any] | None:
+        """How long a dataset's examples are, as MeasureSpec says; None where no engine can tell now."""
+        for engine in await self.directory.choices(spec.base_model, None):
+            try:
+                answer = await self._http.post(
+                    f"{engine.url}/measure", json=spec.model_dump(mode="json"), timeout=MEASURE_TIMEOUT
+                )
+                if answer.status_code == httpx.codes.OK:
+                    measured: dict[str, Any] = answer.json()
+                    return measured
+                log.warning("measure.refused", status=answer.status_code)
+            except (httpx.HTTPError, ValueError) as error:
+                log.warning("measure.failed", error=type(error).__name__)
+                self.directory.failed(engine)
+        return None
+
+    async def _on_any(
+        self, spec: GenerateSpec, progress: _Progress, *, is_patient: bool
+    ) -> AsyncGenerator[Frame, None]:
+        """The frames of the first engine that takes the request.
+
+        A new request passes by a busy engine for one other, once. One that has begun waits for an engine to return.
+        """
+        deadline = anyio.current_time() + (self._return_s if is_patient else 0.0)
+        problem = errors.overloaded("No engine is ready to answer for this model.", code="engine_unavailable", wait_s=5)
+        passed: set[str] = set()
+        while len(passed) < MAX_TRIES:
+            engine = await self._next(spec, passed, is_patient=is_patient)
+            if engine is None and anyio.current_time() >= deadline:
+                break
+            if engine is None:
+                passed.clear()
+                await anyio.sleep(LOOK_S)
+                continue
+            try:
+                async with aclosing(self._on_one(engine, progress.resumed(spec), progress)) as frames:
+                    async for frame in frames:
+                        yield frame
+            except EngineBusyError:
+                log.info("engine.busy", request_id=spec.request_id, engine=engine.id)
+                problem = errors.overloaded("Every engine is busy: try again shortly.")
+                passed.add(engine.id)
+            except EngineAwayError:
+                self.directory.failed(engine)
+                passed.add(engine.id)
+            except EngineLostError:
+                self.directory.failed(engine)
+                raise
+            else:
+                self.directory.answered(engine)
+                return
+        raise problem
+
+    async def _next(self, spec: GenerateSpec, passed: set[str], *, is_patient: bool) -> Presence | None:
+        adapter_id = spec.adapter.id if spec.adapter else None
+        engines = await self.directory.choices(spec.base_model, adapter_id, is_awake=is_patient)
+        return next((engine for engine in engines if engine.id not in passed), None)
+
+    async def _on_one(self, engine: Presence, spec: GenerateSpec, progress: _Progress) -> AsyncGenerator[Frame, None]:
+        """One engine's answer. Raises one of the three errors above, or the ClientError of a refusal."""
+        try:
+            request = self._http.stream("POST", f"{engine.url}/generate", json=spec.model_dump(mode="json"))
+            async with request as answer:
+                if answer.status_code != httpx.codes.OK:
+                    raise _refusal(answer.status_code, await answer.aread())
+                expected = 0
+                async for line in _lines(answer):
+                    frame = _frame(line, expected)
+                    expected += 1
+                    if progress.prompt_ids is None:
+                        progress.prompt_ids = frame.prompt_ids
+                    progress.emitted.extend(frame.ids)
+                    yield frame
+                    if frame.fin:
+                        return
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise EngineAwayError from error
+        except httpx.HTTPError as error:
+            raise EngineLostError(type(error).__name__) from error
+        raise EngineLostError("the stream ended before its end")
+
+
+async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
+    """Whole lines; what stands behind the last line break was cut off and is dropped."""
+    rest = b""
+    async for chunk in answer.aiter_bytes():
+        *whole, rest = (rest + chunk).split(b"\n")
+        if len(rest) > MAX_FRAME_BYTES:
+            raise EngineLostError("a frame without end")
+        for line in whole:
+            if line.strip():
+                yield line
+
+
+def _frame(line: bytes, expected: int) -> Frame:
+    try:
+        frame = Frame.model_validate_json(line)
+    except ValidationError as error:
+        raise EngineLostError("a line that is no frame") from error
+    if frame.seq != expected:
+        raise EngineLostError(f"frame {frame.seq} where {expected} was due")
+    if frame.error and frame.error.retryable:
+        raise EngineLostError(frame.error.code)
+    if frame.error:
+        raise refused(frame.error)
+    return frame
+
+
+def refused(error: FrameError, status: int = 400) -> errors.ClientError:
+    """An engine's no, in the client's terms: about a field where it names one, else our failure."""
+    if error.param is not None or error.code == "context_length_exceeded":
+        return errors.bad_request(error.message, param=error.param, code=error.code)
+    if 400 <= status < 500 and error.code == "invalid_request":  # noqa: PLR2004
+        return errors.bad_request(error.message, code=error.code)
+    return errors.server_error(error.message, code=error.code)
+
+
+def _refusal(status: int, body: bytes) -> Exception:
+    """What an answer that is not 200 comes to."""
+    if status == httpx.codes.SERVICE_UNAVAILABLE:
+        return EngineBusyError()
+    if status >= 500 or status in (401, 404):  # noqa: PLR2004
+        return EngineLostError(f"status {status}")
+    try:
+        content = httpx.Response(status, content=body).json()["error"]
+        known = {name: content.get(name) for name in ("code", "message", "param") if content.get(name) is not None}
+        return refused(FrameError.model_validate(known), status)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return EngineLostError(f"status {status} without a reason")

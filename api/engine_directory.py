@@ -1,0 +1,81 @@
+"""Which engine is to answer: alive, ready, of the right base model, preferably one that has worn the adapter before."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from anyio.to_thread import run_sync
+
+from core.records import presences
+from core.records.database import Database
+from core.records.tables import Presence
+
+FRESH_S = 1.0  # how long a reading of the directory is believed
+REST_S = (1.0, 30.0)  # of an engine that failed: at first, doubled by every further failure, and at most
+
+
+@dataclass
+class _Rest:
+    until: float
+    length_s: float
+
+
+class EngineDirectory:
+    """A short-lived copy of the engines' presences, and which of them rest after a failure. For one event loop."""
+
+    def __init__(self, database: Database, clock: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._clock = clock
+        self._engines: Sequence[Presence] = ()
+        self._read_at = float("-inf")
+        self._rests: dict[tuple[str, float], _Rest] = {}
+
+    async def choices(self, base_model: str, adapter_id: str | None, *, is_awake: bool = False) -> list[Presence]:
+        """Ready engines, the preferred first, the resting last or, with is_awake, not at all.
+
+        Every API process comes to the same order.
+        """
+        if self._clock() - self._read_at > FRESH_S:
+            self._engines = await run_sync(self._read)
+            self._read_at = self._clock()
+        ready = [
+            engine for engine in self._engines if engine.is_ready and engine.base_model == base_model and engine.url
+        ]
+        now = self._clock()
+        if is_awake:
+            ready = [engine for engine in ready if not self._rests_at(engine, now)]
+        return sorted(ready, key=lambda engine: (self._rests_at(engine, now), _weight(engine.id, adapter_id)))
+
+    def failed(self, engine: Presence) -> None:
+        """It did not answer as it should: others come first for a while, and the directory is read anew."""
+        shortest, longest = REST_S
+        before = self._rests.get(_life(engine))
+        length_s = min(longest, before.length_s * 2) if before else shortest
+        self._rests[_life(engine)] = _Rest(self._clock() + length_s, length_s)
+        self._read_at = float("-inf")
+
+    def answered(self, engine: Presence) -> None:
+        """It works: forget its failures."""
+        self._rests.pop(_life(engine), None)
+
+    def _rests_at(self, engine: Presence, now: float) -> bool:
+        rest = self._rests.get(_life(engine))
+        return rest is not None and rest.until > now
+
+    def _read(self) -> Sequence[Presence]:
+        with self._database.session() as session:
+            found = presences.alive(session, "engine")
+        known = {_life(engine) for engine in found}
+        self._rests = {life: rest for life, rest in self._rests.items() if life in known}
+        return found
+
+
+def _life(engine: Presence) -> tuple[str, float]:
+    """An engine from one start to its end: after a restart it owes nothing for before."""
+    return engine.id, engine.started_at
+
+
+def _weight(engine_id: str, adapter_id: str | None) -> bytes:
+    """Rendezvous hashing: each adapter ranks the engines in its own order; one that leaves moves only its own."""
+    return hashlib.sha256(f"{engine_id}\0{adapter_id or ''}".encode()).digest()

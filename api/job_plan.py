@@ -1,0 +1,105 @@
+"""From a job request to what will run: the files it names, every "auto" made a number, rows too long found."""
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+
+from api import errors
+from api.job_request import JobRequest
+from api.resources import Resources
+from core.records import datasets
+from core.records.accounts import Account
+from core.records.tables import File, Presence
+from core.specs.generation import MeasureSpec
+from core.specs.training import TrainingRequest, TrainSpec, resolve
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job that may be created."""
+
+    spec: TrainSpec
+    training_file: File
+    validation_file: File | None
+
+
+def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
+    """Raises ClientError 400, which names the field. Blocking."""
+    method, hyperparameters = asked.chosen_method(), asked.chosen_hyperparameters()
+    if asked.model not in resources.settings.base_models:
+        raise errors.bad_request(
+            f"No base model of that name may be fine-tuned here; there is: {', '.join(resources.settings.base_models)}",
+            param="model",
+            code="model_not_found",
+        )
+    training_file = _dataset(resources, account, asked.training_file, "training_file")
+    validation_file = asked.validation_file and _dataset(resources, account, asked.validation_file, "validation_file")
+    spec = resolve(
+        base_model=asked.model,
+        context=_context(resources, asked.model),
+        method=method,
+        hyperparameters=hyperparameters,
+        training=asked.training or TrainingRequest(),
+        seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
+        n_examples=(training_file.validation or {}).get("n_examples", 1),
+    )
+    return Plan(spec, training_file, validation_file or None)
+
+
+async def refuse_long_rows(resources: Resources, planned: Plan) -> None:
+    """Asks an engine for the rows' lengths. Where none answers, the trainer will find them. Raises ClientError 400."""
+    for param, file in (("training_file", planned.training_file), ("validation_file", planned.validation_file)):
+        if file is None:
+            continue
+        longest = planned.spec.max_seq_length
+        measured = await resources.engines.measure(
+            MeasureSpec(base_model=planned.spec.base_model, file_sha256=file.blob_sha256, max_tokens=longest)
+        )
+        if measured and measured["too_long"]:
+            raise _too_long(param, longest, measured["too_long"])
+
+
+def _dataset(resources: Resources, account: Account, file_id: str, param: str) -> File:
+    with resources.database.session() as session:
+        file = datasets.find(session, account, file_id)
+    if file is None:
+        raise errors.bad_request(f"{param}: there is no file of this id", param=param, code="file_not_found")
+    if file.purpose != "fine-tune" or file.status != "processed":
+        raise errors.bad_request(
+            f"{param}: the file's purpose must be fine-tune and its status processed, "
+            f"not {file.purpose} and {file.status}",
+            param=param,
+            code="invalid_training_file",
+        )
+    return file
+
+
+def _context(resources: Resources, base_model: str) -> int:
+    """Tokens of the longest row, as the engine that started last says; before any has, as the settings say."""
+    newest = (
+        select(Presence.details)
+        .where(Presence.role == "engine", Presence.base_model == base_model)
+        .order_by(Presence.started_at.desc())
+        .limit(1)
+    )
+    with resources.database.session() as session:
+        details = session.scalar(newest) or {}
+    return int(details.get("context", resources.settings.engine_context))
+
+
+def _too_long(param: str, longest: int, rows: list[dict[str, Any]]) -> errors.ClientError:
+    details = [
+        {
+            "line": row["line"],
+            "field": "",
+            "code": "too_long",
+            "message": f"the example has {row['tokens']} tokens; at most {longest} fit",
+        }
+        for row in rows
+    ]
+    first = details[0]
+    return errors.bad_request(
+        f"{param}, line {first['line']}: {first['message']}", param=param, code="invalid_training_file", details=details
+    )

@@ -1,0 +1,84 @@
+"""The front end's application: wiring only. `uvicorn --factory api.main:create_app` reads the settings itself."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from anyio.to_thread import run_sync
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+
+from api import errors
+from api.edge import Edge, Metrics
+from api.engine_client import EngineClient
+from api.engine_directory import EngineDirectory
+from api.guard import Guarded
+from api.limits import RateLimiter
+from api.queue import Queue
+from api.resources import Resources
+from api.routes import adapters, chat, completions, files, fine_tuning, health, models
+from core.blobs import open_store
+from core.records.database import Database
+from core.records.sweeper import Sweeper
+from core.settings import Settings
+
+PUBLIC = frozenset({"/healthz", "/readyz", "/metrics"})
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Its database is at its present revision already: `graft up` and `graft migrate` see to that."""
+    settings = settings or Settings()
+    resources = open_resources(settings)
+    app = FastAPI(
+        title="Graft",
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
+    app.state.resources = resources
+    app.router.route_class = Guarded
+    for routes in (health, files, fine_tuning, models, adapters, chat, completions):
+        app.include_router(routes.router)
+    app.add_middleware(Edge, metrics=resources.metrics)
+    errors.install(app)
+    refuse_open_doors(app)
+    return app
+
+
+def open_resources(settings: Settings) -> Resources:
+    """Opens what the settings name; connects to nothing yet but the file system."""
+    metrics = Metrics()
+    database = Database(settings.database)
+    engines = EngineClient(EngineDirectory(database), settings.engine_token, on_migration=metrics.migrations.inc)
+    return Resources(
+        settings=settings,
+        database=database,
+        blobs=open_store(settings),
+        queue=Queue(settings),
+        engines=engines,
+        limiter=RateLimiter(settings.requests_per_minute),
+        metrics=metrics,
+    )
+
+
+def refuse_open_doors(app: FastAPI) -> None:
+    """Raises ValueError for a route that asks for no key and is not one of PUBLIC."""
+    for context in iter_route_contexts(app.routes):
+        route = context.original_route
+        if not isinstance(route, Guarded) and getattr(route, "path", "") not in PUBLIC:
+            raise ValueError(f"{route} would answer without a key: give its router route_class=Guarded")
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    resources: Resources = app.state.resources
+    sweeper = Sweeper(resources.database, resources.queue.ring, resources.settings)
+    sweeper.start()
+    try:
+        yield
+    finally:
+        await run_sync(sweeper.stop)
+        await resources.engines.close()
+        resources.queue.close()
+        resources.database.close()
