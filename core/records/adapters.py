@@ -18,6 +18,7 @@ class Model:
     """What a model name means: a base model, and the adapter that it wears, if any.
 
     adapter_id: of an adapter or a checkpoint; sha256 and size_bytes: of its PEFT zip; created_at: None for a base.
+    peft_type: of an adapter.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Model:
     size_bytes: int | None = None
     created_at: float | None = None
     job_id: str | None = None
+    peft_type: str | None = None
 
 
 def resolve(session: Session, account: Account, name: str, *, base_models: Container[str]) -> Model | None:
@@ -94,6 +96,7 @@ def of_adapter(adapter: Adapter) -> Model:
         size_bytes=adapter.size_bytes,
         created_at=adapter.created_at,
         job_id=adapter.job_id,
+        peft_type=adapter.peft_type,
     )
 
 

@@ -44,9 +44,17 @@ def replay(session: Session, account: Account, *, route: str, key: str, body: by
 
 
 def keep(
-    session: Session, account: Account, *, route: str, key: str, body: bytes, status: int, answer: Mapping[str, Any]
+    session: Session,
+    account: Account,
+    *,
+    route: str,
+    key: str,
+    body: bytes,
+    status: int,
+    answer: Mapping[str, Any],
+    kept_s: float = KEPT_S,
 ) -> None:
-    """Keep an answer for a day, in the transaction that replay was called in."""
+    """Keep an answer for kept_s, in the transaction that replay was called in."""
     session.add(
         Idempotency(
             project_id=account.project_id,
@@ -55,7 +63,7 @@ def keep(
             request_sha256=_sha256(body),
             status=status,
             body=dict(answer),
-            expires_at=clock(session) + KEPT_S,
+            expires_at=clock(session) + kept_s,
         )
     )
     session.flush()
