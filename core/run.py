@@ -1,0 +1,134 @@
+"""One job in training: its method, its optimiser, and where in its data it stands. Knows no model and no other run.
+
+Everything that a later step depends on is in state(), or follows from the spec: the order of the rows is a function
+of (seed, epoch), dropout of (seed, step, row), the learning rate of the step. So a run that was stopped anywhere and
+loaded again ends with the same bits. Weights and moments are fp32 whatever the base computes in: in bf16 most entries
+of an adapter could not move by an Adam-sized step.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core.data.batches import Corpus, order
+from core.methods import Method
+from core.schedule import learning_rate
+from core.specs.training import TrainSpec
+
+
+class Run:
+    """A job's trainable state. One step learns from spec.batch_size rows, or from what the epoch has left."""
+
+    def __init__(self, spec: TrainSpec, method: Method, corpus: Corpus) -> None:
+        """Takes the method as its own. Raises ValueError for a corpus without rows and for parameters not in fp32."""
+        if not len(corpus):
+            raise ValueError("there is nothing to train on: the training file has no rows")
+        if found := {p.dtype for p in method.parameters()} - {torch.float32}:
+            raise ValueError(f"an adapter is trained in torch.float32, whatever its base computes in; found {found}")
+        self.spec = spec
+        self.method = method
+        self.corpus = corpus
+        self.steps_per_epoch = -(-len(corpus) // spec.batch_size)
+        self.total_steps = self.steps_per_epoch * spec.n_epochs
+        self.parameters = [p for p in method.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(self.parameters, weight_decay=spec.weight_decay, fused=True)
+        self.step = 0  # steps done, skipped ones included
+        self.trained_tokens = 0
+        self.skipped = 0  # steps whose loss or gradient was not finite
+        self.skipped_in_a_row = 0
+        self.rate_factor = 1.0  # of the learning rate; halved by a roll-back
+        self.error: Exception | None = None  # what ended this run alone
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What a state must share with its run. How much goes forward at once changes nothing but memory."""
+        return self.spec.model_dump(mode="json", exclude={"tokens_per_batch"})
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a step is still to be made."""
+        return self.error is None and self.step < self.total_steps
+
+    @property
+    def epoch(self) -> float:
+        """How often the data has been seen so far."""
+        return self.step / self.steps_per_epoch
+
+    @property
+    def is_at_epoch_end(self) -> bool:
+        """Whether the step just done was its epoch's last."""
+        return self.step > 0 and self.step % self.steps_per_epoch == 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        return self.rate_factor * learning_rate(self.spec, self.step + 1, self.total_steps)
+
+    def next_rows(self) -> list[int]:
+        """Which rows of the corpus the next step learns from."""
+        epoch, turn = divmod(self.step, self.steps_per_epoch)
+        start = turn * self.spec.batch_size
+        return [
+            int(row) for row in order(len(self.corpus), self.spec.seed, epoch)[start : start + self.spec.batch_size]
+        ]
+
+    def update(self, loss: float) -> float:
+        """Ends a step of this loss, the gradients in place, and returns their norm before clipping.
+
+        Where the loss or the norm is not finite the step is skipped: it counts, and nothing moves.
+        """
+        penalty = self.method.penalty()
+        if penalty.requires_grad:
+            penalty.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm))
+        rate = self.learning_rate
+        self.step += 1
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimiser.param_groups[0]["lr"] = rate
+            self.optimiser.step()
+            self.method.after_step(self.step, self.total_steps)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        self.optimiser.zero_grad()
+        return norm
+
+    def roll_back(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Goes back to what state() once said, from now on with half the learning rate of then."""
+        self.load(tensors, facts)
+        self.rate_factor *= 0.5
+        self.skipped_in_a_row = 0
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors by name, and facts that JSON can hold: all that load() needs to go on from here."""
+        tensors = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
+        for number, moments in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
+        facts = {name: getattr(self, name) for name in _COUNTERS}
+        return tensors, facts | {"spec": self._identity}
+
+    def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Goes on from what state() said. Raises ValueError, the run unchanged, for the state of another spec."""
+        if facts["spec"] != self._identity:
+            raise ValueError("this checkpoint belongs to another training spec")
+        weights: dict[str, Tensor] = {}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "method":
+                weights[rest] = tensor
+                continue
+            number, _, moment = rest.partition(".")
+            moments.setdefault(int(number), {})[moment] = tensor
+        self.method.load_state_dict(weights)
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        for counter in _COUNTERS:
+            setattr(self, counter, facts[counter])
+
+
+_COUNTERS = ("step", "trained_tokens", "skipped", "skipped_in_a_row", "rate_factor")

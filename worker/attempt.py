@@ -1,0 +1,275 @@
+"""One attempt at one job, inside the trainer child: open the base, read the data, train, save, say what happened.
+
+Knows neither who listens nor how. Every wish to stop is heard between two steps, and between two parts of a
+validation; the work that belongs to a step (validation, adapter, checkpoint) is taken up again by the next attempt.
+"""
+
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from core import checkpoint
+from core.base.load import OpenBase, open_base
+from core.data.batches import Corpus
+from core.methods import METHODS
+from core.model import RoutedModel
+from core.run import Run
+from core.settings import Settings
+from core.specs.assignment import (
+    FINISHED,
+    Assignment,
+    CheckpointReport,
+    FinishedReport,
+    PhaseReport,
+    Report,
+    StepReport,
+    ValidationReport,
+    WarningReport,
+)
+from core.trainer import Failed, Score, Skipped, Step, evaluate, train
+from worker import failpoints
+from worker.export import details_of, export
+from worker.reading import corpus_of
+
+SKIPS_TO_ROLL_BACK = 3  # steps in a row that were not finite
+
+
+class Drained(Exception):
+    """Somebody asked this attempt to stop, and what it did is on disk."""
+
+
+class UnusableMethodError(ValueError):
+    """The base model cannot wear what the spec asks for. The message is for the customer."""
+
+
+class Diverged(Exception):
+    """Loss or gradients were not finite again after one roll-back. The message is for the customer."""
+
+
+class Attempt:
+    """What one attempt holds in its hands.
+
+    Raises Drained, Diverged, UnusableMethodError, UnusableFileError, UnusableBaseModel; anything else is a crash.
+    """
+
+    def __init__(
+        self, assignment: Assignment, settings: Settings, say: Callable[[Report], None], drain: threading.Event
+    ) -> None:
+        self.assignment, self.spec, self.settings = assignment, assignment.spec, settings
+        self.say, self.drain = say, drain
+        self.checkpoints = assignment.work_dir / "checkpoints"
+        self.adapters = assignment.work_dir / "adapters"
+        self.base = self._open()
+        self.model = RoutedModel(self.base.model)
+        say(PhaseReport(phase="reading_data"))
+        self.corpus = self._read(assignment.training_file, "training_file")
+        file = assignment.validation_file
+        self.validation = None if file is None else self._read(file, "validation_file")
+        self.run = self._new_run()
+        self.metrics: dict[str, float] = {}  # of the last step, and of the last validation
+        self.saved_at = time.monotonic()
+
+    def go(self) -> int:
+        """The whole way from where the job stands to its adapter."""
+        is_settled = self._resume()
+        self.say(PhaseReport(phase="training"))
+        if not is_settled:
+            self._settle()
+        for event in train(self.model, [self.run]):
+            match event:
+                case Step():
+                    self._report(event)
+                case Skipped():
+                    self._skip(event)
+                case Failed():
+                    raise event.error
+            self._settle()
+        return self._finish()
+
+    def _open(self) -> OpenBase:
+        self.say(PhaseReport(phase="loading_model"))
+        if self.settings.threads:
+            torch.set_num_threads(self.settings.threads)
+        base = open_base(
+            self.assignment.base,
+            cache_dir=self.assignment.cache_dir,
+            device=self.settings.device,
+            precision=self.settings.precision,
+        )
+        if base.device.type == "cuda":
+            torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - torch's own signature
+        return base
+
+    def _read(self, path: Path, param: str) -> Corpus:
+        self._stop_if_asked()
+        return corpus_of(path, self.base.tokenizer, self.spec, param=param)
+
+    def _new_run(self) -> Run:
+        """At step 0. The same spec always starts from the same numbers."""
+        generator = torch.Generator().manual_seed(self.spec.seed)
+        try:
+            method = METHODS[self.spec.method.type](self.spec.method, self.base.facts, generator=generator)
+        except ValueError as error:
+            raise UnusableMethodError(str(error)) from error
+        return Run(self.spec, method.to(self.base.device), self.corpus)
+
+    def _resume(self) -> bool:
+        """Loads the newest whole checkpoint. False: the work that belongs to its step is still to be done."""
+        search = checkpoint.newest(self.checkpoints)
+        found = search.found
+        reached = found.step if found else 0
+        for damage in search.damaged:
+            message = f"{damage.path.name}: {damage.reason}; going on from step {reached}"
+            self.say(WarningReport(code="checkpoint_corrupt", message=message, step=reached))
+        if found is None:
+            return True
+        self.run.load(found.tensors, found.facts)
+        self.metrics = dict(found.facts["metrics"])
+        return bool(found.facts["is_settled"])
+
+    def _report(self, step: Step) -> None:
+        self.metrics |= {"train_loss": step.loss, "train_mean_token_accuracy": step.accuracy}
+        self.say(
+            StepReport(
+                step=step.number,
+                total_steps=step.of,
+                epoch=self.run.epoch,
+                train_loss=step.loss,
+                train_mean_token_accuracy=step.accuracy,
+                learning_rate=step.learning_rate,
+                grad_norm=step.grad_norm,
+                tokens=step.tokens,
+                trained_tokens=self.run.trained_tokens,
+                tokens_per_s=step.tokens / step.seconds,
+                memory_bytes=self._memory_bytes(),
+            )
+        )
+        self._reached(f"step:{step.number}")
+
+    def _skip(self, skipped: Skipped) -> None:
+        message = f"the loss or gradient of step {skipped.number} was not finite; nothing was learned from it"
+        self.say(WarningReport(code="step_skipped", message=message, step=skipped.number))
+        if skipped.in_a_row < SKIPS_TO_ROLL_BACK:
+            return
+        found = checkpoint.newest(self.checkpoints).found
+        if self.run.rate_factor < 1:
+            self._keep_last_good(found)
+            raise Diverged(
+                f"loss or gradients were not finite in the {SKIPS_TO_ROLL_BACK} steps up to step {skipped.number}, "
+                "once more after a roll-back with half the learning rate; lower the learning rate"
+            )
+        tensors, facts = (found.tensors, found.facts) if found else self._new_run().state()
+        self.run.roll_back(tensors, facts)
+        message = (
+            f"rolled back from step {skipped.number} to step {self.run.step}, from here on with half the learning rate"
+        )
+        self.say(WarningReport(code="rolled_back", message=message, step=self.run.step))
+
+    def _keep_last_good(self, found: checkpoint.Checkpoint | None) -> None:
+        """Makes the last good state a usable adapter, though the job fails."""
+        if found is None:
+            return
+        self.run.load(found.tensors, found.facts)
+        self.metrics = dict(found.facts["metrics"])
+        adapter = self._export(f"step-{found.step}.zip")
+        self.say(CheckpointReport(step=found.step, path=found.path, adapter=adapter, metrics=self.metrics))
+
+    def _settle(self) -> None:
+        """Does what belongs to the step just done: validation, adapter, checkpoint."""
+        if self.drain.is_set():
+            self._stop()
+        if self._is_validation_due():
+            self._validate()
+        adapter = self._export(f"step-{self.run.step}.zip") if self._is_adapter_due() else None
+        if adapter or self._is_checkpoint_due():
+            self._save(adapter=adapter)
+
+    def _is_validation_due(self) -> bool:
+        if self.validation is None:
+            return False
+        every, step = self.spec.eval_steps, self.run.step
+        return step == self.run.total_steps or (step % every == 0 if every else self.run.is_at_epoch_end)
+
+    def _is_adapter_due(self) -> bool:
+        return self.run.is_at_epoch_end and self.run.epoch > self.spec.n_epochs - self.spec.n_checkpoints
+
+    def _is_checkpoint_due(self) -> bool:
+        is_late = time.monotonic() - self.saved_at >= self.settings.checkpoint_s
+        return is_late or self.run.is_at_epoch_end or self.run.step % self.settings.checkpoint_steps == 0
+
+    def _validate(self) -> None:
+        assert self.validation is not None
+        self.say(PhaseReport(phase="evaluating"))
+        score = Score()
+        for so_far in evaluate(self.model, self.run.method, self.validation, self.spec.tokens_per_batch):
+            score = so_far
+            if self.drain.is_set():
+                self._stop()
+        found = {"valid_loss": score.loss, "valid_mean_token_accuracy": score.accuracy}
+        self.metrics |= found
+        self.say(ValidationReport(step=self.run.step, total_steps=self.run.total_steps, **found))
+        self._reached(f"validation:{self.run.step}")
+        self.say(PhaseReport(phase="training"))
+
+    def _export(self, name: str) -> Path:
+        return export(
+            self.run.method,
+            self.adapters / name,
+            assignment=self.assignment,
+            base=self.base,
+            step=self.run.step,
+            metrics=self.metrics,
+        )
+
+    def _save(self, *, adapter: Path | None = None, is_settled: bool = True) -> None:
+        tensors, facts = self.run.state()
+        path = checkpoint.save(
+            self.checkpoints,
+            step=self.run.step,
+            lease_epoch=self.assignment.lease_epoch,
+            tensors=tensors,
+            facts=facts | {"metrics": self.metrics, "is_settled": is_settled},
+        )
+        self.saved_at = time.monotonic()
+        self._reached(f"checkpoint:{self.run.step}")
+        self.say(CheckpointReport(step=self.run.step, path=path, adapter=adapter, metrics=self.metrics))
+
+    def _stop_if_asked(self) -> None:
+        if self.drain.is_set():
+            raise Drained
+
+    def _stop(self) -> None:
+        """Saves what was learned; what still belongs to this step is left to the next attempt."""
+        if self.run.step:
+            self._save(is_settled=False)
+        raise Drained
+
+    def _finish(self) -> int:
+        self.say(PhaseReport(phase="saving"))
+        adapter = self._export("final.zip")
+        self._reached("finish")
+        self.say(
+            FinishedReport(
+                step=self.run.step,
+                adapter=adapter,
+                trained_tokens=self.run.trained_tokens,
+                metrics=self.metrics,
+                details=details_of(self.run.method, self.base),
+            )
+        )
+        return FINISHED
+
+    def _reached(self, point: str) -> None:
+        failpoints.reached(point, self.assignment.lease_epoch)
+
+    def _memory_bytes(self) -> int:
+        """The most that was in use so far: of the GPU, else of this process."""
+        if self.base.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
