@@ -8,9 +8,10 @@ from pathlib import Path, PurePosixPath
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 
 
-def pack(folder: Path, target: Path) -> Path:
-    """Write folder, its own name included, to the zip file target: stored, sorted, undated."""
+def pack(folder: Path, target: Path, owner: str) -> Path:
+    """Write folder, its own name included, to the zip file target: stored, sorted, undated, for an owner."""
     with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
+        archive.comment = owner.encode()
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             entry = zipfile.ZipInfo((PurePosixPath(folder.name) / path.relative_to(folder)).as_posix(), _LONG_AGO)
             with path.open("rb") as source, archive.open(entry, "w", force_zip64=True) as stored:

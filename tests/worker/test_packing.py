@@ -1,4 +1,3 @@
-import hashlib
 import os
 import zipfile
 
@@ -17,7 +16,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_comes_back_as_it_was(folder, tmp_path):
-    back = unpack(pack(folder, tmp_path / "packed.zip"), tmp_path / "elsewhere")
+    back = unpack(pack(folder, tmp_path / "packed.zip", "job 1"), tmp_path / "elsewhere")
     assert back == tmp_path / "elsewhere" / folder.name
     assert (back / "deep" / "state.bin").read_bytes() == (folder / "deep" / "state.bin").read_bytes()
     assert sorted(path.name for path in back.iterdir()) == ["deep", "manifest.json"]
@@ -25,11 +24,17 @@ def test_a_folder_comes_back_as_it_was(folder, tmp_path):
 
 
 def test_the_same_content_is_the_same_file_whenever_it_was_written(folder, tmp_path):
-    first = pack(folder, tmp_path / "a.zip").read_bytes()
+    first = pack(folder, tmp_path / "a.zip", "job 1").read_bytes()
     os.utime(folder / "manifest.json", (1, 1))
-    assert hashlib.sha256(pack(folder, tmp_path / "b.zip").read_bytes()).digest() == hashlib.sha256(first).digest()
+    assert pack(folder, tmp_path / "b.zip", "job 1").read_bytes() == first
     (folder / "manifest.json").write_text("{ }")
-    assert pack(folder, tmp_path / "c.zip").read_bytes() != first
+    assert pack(folder, tmp_path / "c.zip", "job 1").read_bytes() != first
+
+
+def test_two_jobs_never_share_a_packed_checkpoint(folder, tmp_path):
+    assert (
+        pack(folder, tmp_path / "a.zip", "job 1").read_bytes() != pack(folder, tmp_path / "b.zip", "job 2").read_bytes()
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,7 @@ def test_what_pack_never_writes_is_refused_and_leaves_nothing(names, tmp_path):
 
 
 def test_a_torn_file_is_refused(folder, tmp_path):
-    whole = pack(folder, tmp_path / "whole.zip").read_bytes()
+    whole = pack(folder, tmp_path / "whole.zip", "job 1").read_bytes()
     (tmp_path / "torn.zip").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match="not a packed checkpoint"):
         unpack(tmp_path / "torn.zip", tmp_path / "into")
