@@ -48,14 +48,6 @@ class Chunk:
     is_last: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One step: the rows that take a place now, and what runs."""
-
-    admitted: tuple[int, ...]
-    chunks: tuple[Chunk, ...]
-
-
 class Scheduler:
     """Waiting rows in order of arrival, and at most `rows` running ones."""
 
@@ -99,40 +91,38 @@ class Scheduler:
         """Whether the row has no place yet."""
         return key in self._waiting
 
-    def plan(self, readiness: Callable[[str], Readiness]) -> Plan:
-        """The next step. Rows that it admits run from now on; call ran() once its chunks are in the cache."""
-        admitted = tuple(self._admit(readiness))
-        budget = self._token_budget
+    def admit(self, readiness: Callable[[str], Readiness]) -> list[int]:
+        """The waiting rows that take a place now. They run from the next plan on."""
+        admitted: list[int] = []
+        for row in list(self._waiting.values()):
+            state = Readiness.READY if row.adapter is None else readiness(row.adapter)
+            if len(self._running) == self._rows or state is Readiness.BLOCKED:
+                break
+            if state is Readiness.READY:
+                self._running[row.key] = self._waiting.pop(row.key)
+                admitted.append(row.key)
+        return admitted
+
+    def plan(self) -> list[Chunk]:
+        """The next step. Call ran() for each chunk once it is in the cache."""
         takes = {row.key: 1 for row in self._running.values() if row.pending == 1}
-        budget -= len(takes)
+        budget = self._token_budget - len(takes)
         for row in self._running.values():
             if row.pending > 1 and budget > 0:
                 takes[row.key] = min(row.pending, budget)
                 budget -= takes[row.key]
-        chunks = tuple(
+        return [
             Chunk(row.key, row.cached, takes[row.key], is_last=takes[row.key] == row.pending)
             for row in self._running.values()
             if row.key in takes
-        )
-        return Plan(admitted, chunks)
+        ]
 
     def ran(self, chunk: Chunk) -> None:
         """The chunk's tokens are in the cache."""
         if (row := self._running.get(chunk.key)) is not None:
             row.cached = chunk.start + chunk.count
 
-    def grow(self, key: int) -> None:
-        """One more token of this row is known: the one just drawn."""
+    def grow(self, key: int, by: int = 1) -> None:
+        """More tokens of this row are known: the one just drawn, or the virtual ones of an adapter just seated."""
         if (row := self._running.get(key)) is not None:
-            row.length += 1
-
-    def _admit(self, readiness: Callable[[str], Readiness]) -> Iterator[int]:
-        for row in list(self._waiting.values()):
-            if len(self._running) == self._rows:
-                return
-            state = Readiness.READY if row.adapter is None else readiness(row.adapter)
-            if state is Readiness.BLOCKED:
-                return
-            if state is Readiness.READY:
-                self._running[row.key] = self._waiting.pop(row.key)
-                yield row.key
+            row.length += by

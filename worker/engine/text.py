@@ -58,7 +58,7 @@ class TextStream:
         self.is_stopped = False
 
     def add(self, token: int) -> str:
-        """The text that may be shown now. is_stopped once a stop string came: the text before it has then been given."""
+        """The text that may be shown now. is_stopped after a stop string: what stood before it has been given."""
         self._held += self._characters.add(token)
         found = [at for s in self._stop if (at := self._held.find(s)) >= 0]
         if found:

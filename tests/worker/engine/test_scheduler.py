@@ -25,9 +25,9 @@ class Traffic:
     order: list[int] = field(default_factory=list)
 
     def step(self, readiness=ready):
-        plan = self.scheduler.plan(readiness)
-        self.order += plan.admitted
-        for chunk in plan.chunks:
+        self.order += self.scheduler.admit(readiness)
+        chunks = self.scheduler.plan()
+        for chunk in chunks:
             self.ran.setdefault(chunk.key, []).append((chunk.start, chunk.count))
             self.scheduler.ran(chunk)
             if not chunk.is_last:
@@ -37,7 +37,7 @@ class Traffic:
                 self.scheduler.drop(chunk.key)
             else:
                 self.scheduler.grow(chunk.key)
-        return plan
+        return chunks
 
 
 requests = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 6)), min_size=1, max_size=20)
@@ -51,8 +51,8 @@ def test_every_token_runs_once_in_order_within_the_budget(requests, rows, slack)
     for key, (length, _) in enumerate(requests):
         scheduler.add(Row(key, length))
     for _ in range(sum(length + new for length, new in requests) + 1):
-        plan = traffic.step()
-        assert sum(c.count for c in plan.chunks) <= rows + slack
+        chunks = traffic.step()
+        assert sum(c.count for c in chunks) <= rows + slack
         assert scheduler.n_running <= rows
     assert scheduler.n_running == scheduler.n_waiting == 0
     assert traffic.order == sorted(traffic.order)
@@ -73,8 +73,8 @@ def test_a_row_that_decodes_is_in_every_step(requests, rows, slack):
         scheduler.add(Row(key, length))
     decoding: set[int] = set()
     while scheduler.n_running or scheduler.n_waiting:
-        plan = traffic.step()
-        assert decoding <= {c.key for c in plan.chunks}
+        chunks = traffic.step()
+        assert decoding <= {c.key for c in chunks}
         decoding = {key for key in traffic.drawn if traffic.drawn[key] < traffic.wanted[key]}
 
 
@@ -90,10 +90,10 @@ def test_only_rows_with_a_resident_adapter_are_admitted_and_dropped_ones_never(a
         scheduler.add(Row(key, 1, adapter))
     for key in dropped:
         scheduler.drop(key)
-    plan = scheduler.plan(lambda a: Readiness.READY if a in resident else Readiness.LOADING)
+    admitted = scheduler.admit(lambda a: Readiness.READY if a in resident else Readiness.LOADING)
     may = [k for k, a in enumerate(adapters) if k not in dropped and (a is None or a in resident)]
-    assert list(plan.admitted) == may[:4]
-    assert [c.key for c in plan.chunks] == may[:4]
+    assert admitted == may[:4]
+    assert [c.key for c in scheduler.plan()] == may[:4]
 
 
 def test_behind_an_adapter_without_memory_everybody_waits():
@@ -101,10 +101,10 @@ def test_behind_an_adapter_without_memory_everybody_waits():
     for key, adapter in enumerate(["resident", "blocked", "resident", None]):
         scheduler.add(Row(key, 1, adapter))
     states = {"resident": Readiness.READY, "blocked": Readiness.BLOCKED}
-    assert scheduler.plan(states.__getitem__).admitted == (0,)
+    assert scheduler.admit(states.__getitem__) == [0]
     # Negative control: the same adapter merely loading lets them pass.
     states["blocked"] = Readiness.LOADING
-    assert scheduler.plan(states.__getitem__).admitted == (2, 3)
+    assert scheduler.admit(states.__getitem__) == [2, 3]
 
 
 def test_a_full_queue_refuses_and_a_dropped_row_makes_room():
@@ -122,13 +122,13 @@ def test_a_row_dropped_while_running_leaves_its_place_to_the_next_plan():
     scheduler = Scheduler(rows=1, token_budget=4, max_waiting=2)
     scheduler.add(Row(0, 9))
     scheduler.add(Row(1, 2))
-    chunk = scheduler.plan(ready).chunks[0]
+    assert scheduler.admit(ready) == [0]
+    chunk = scheduler.plan()[0]
     assert (chunk.count, chunk.is_last) == (4, False)
     scheduler.drop(0)
     scheduler.ran(chunk)  # the forward that was under way ends without harm
-    plan = scheduler.plan(ready)
-    assert plan.admitted == (1,)
-    assert [(c.key, c.start, c.count, c.is_last) for c in plan.chunks] == [(1, 0, 2, True)]
+    assert scheduler.admit(ready) == [1]
+    assert [(c.key, c.start, c.count, c.is_last) for c in scheduler.plan()] == [(1, 0, 2, True)]
 
 
 def test_a_long_prompt_runs_in_chunks_beside_rows_that_decode():
@@ -137,7 +137,7 @@ def test_a_long_prompt_runs_in_chunks_beside_rows_that_decode():
     scheduler.add(Row(0, 1))
     traffic.step()
     scheduler.add(Row(1, 7))
-    steps = [[(c.key, c.count) for c in traffic.step().chunks] for _ in range(3)]
+    steps = [[(c.key, c.count) for c in traffic.step()] for _ in range(3)]
     assert steps == [[(0, 1), (1, 3)], [(0, 1), (1, 3)], [(0, 1), (1, 1)]]
 
 

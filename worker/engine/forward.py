@@ -1,0 +1,120 @@
+"""One step's rows through the model: who draws which token, and whose numbers are no numbers.
+
+A row's numbers are checked before its token is drawn. When a whole batch fails, its rows run again one by one, so that
+the guilty one is found and the others go on.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+import torch
+from torch import Tensor
+
+from core.cache import KVCache
+from core.effects import Effect, KVPrefix
+from core.model import RoutedModel, Rows
+from core.routing import Routing
+from core.specs.generation import FrameError
+from worker.engine.sampling import Draw, choose
+from worker.engine.scheduler import Chunk
+from worker.engine.sequences import Sequence as Request
+
+log = structlog.get_logger()
+
+INVALID = FrameError(code="model_output_invalid", message="the model's output for this request was not finite")
+BROKEN = FrameError(code="internal_error", message="the engine could not run this request")
+NO_MEMORY = FrameError(code="out_of_memory", message="the engine had no memory for this request", retryable=True)
+
+Outcome = int | FrameError | None  # the token drawn, the row's own error, or None in the midst of a prompt
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """Where a running row keeps its keys and values, and what it wears."""
+
+    request: Request
+    slot: int
+    effect: Effect | None
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One row's part in a step."""
+
+    seat: Seat
+    chunk: Chunk
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens that run."""
+        return self.seat.request.ids[self.chunk.start : self.chunk.start + self.chunk.count]
+
+
+class Forward:
+    """The model and the cache of the rows that run."""
+
+    def __init__(self, model: RoutedModel, cache: KVCache) -> None:
+        self._model, self._cache = model, cache
+
+    def outcomes(self, work: list[Work]) -> list[Outcome]:
+        """Of each row. A row with an error must leave; the cache of the others has grown by their chunk."""
+        before = [self._cache.lengths[w.seat.slot] for w in work]
+        try:
+            return self._draw(work)
+        except Exception as error:
+            for part, length in zip(work, before, strict=True):
+                self._cache.lengths[part.seat.slot] = length
+            if len(work) > 1:
+                log.warning("engine.batch_failed", rows=len(work), exc_info=True)
+                return [self.outcomes([part])[0] for part in work]
+            log.exception("engine.row_failed", key=work[0].seat.request.key)
+            return [NO_MEMORY if isinstance(error, torch.OutOfMemoryError) else BROKEN]
+
+    def clear(self, seat: Seat) -> None:
+        """Free a row's slot. A row cut short is wiped out first.
+
+        A shorter row that sits there later multiplies what lies past its own end by zero, and zero times NaN is NaN.
+        """
+        if not seat.request.is_over:
+            prefix = seat.effect.keys.shape[1] if isinstance(seat.effect, KVPrefix) else 0
+            reach = min(self._cache.length, prefix + len(seat.request.ids))
+            self._cache.keys[:, seat.slot, :, :reach] = 0
+            self._cache.values[:, seat.slot, :, :reach] = 0
+        self._cache.release(seat.slot)
+
+    @torch.inference_mode()
+    def _draw(self, work: Sequence[Work]) -> list[Outcome]:
+        """One forward, and a token for each row whose last known token is in it."""
+        slots = [w.seat.slot for w in work]
+        rows = Rows.of(
+            [w.ids for w in work],
+            first_positions=[self._cache.lengths[slot] for slot in slots],
+            slots=slots,
+            device=self._model.device,
+        )
+        with self._model.wearing(Routing.of_rows([w.seat.effect for w in work])):
+            hidden = self._model(rows, self._cache)  # [N, H]
+        ends = hidden[torch.tensor(rows.starts[1:], device=hidden.device) - 1]  # [B, H]
+        outcomes: list[Outcome] = [None if ok else INVALID for ok in _is_finite(ends)]
+        lasts = [i for i, w in enumerate(work) if w.chunk.is_last and outcomes[i] is None]
+        if lasts:
+            logits = self._model.logits(ends[torch.tensor(lasts, device=ends.device)])  # [n, V]
+            drawn = _choose(logits, [work[i].seat.request for i in lasts])
+            for i, outcome in zip(lasts, drawn, strict=True):
+                outcomes[i] = outcome
+        return outcomes
+
+
+def _choose(logits: Tensor, requests: Sequence[Request]) -> Iterator[Outcome]:
+    is_finite = _is_finite(logits)
+    if not all(is_finite):
+        logits = logits.masked_fill(~torch.tensor(is_finite, device=logits.device)[:, None], 0.0)
+    tokens = choose(logits, [Draw(r.sampling, r.n_new) for r in requests])
+    return (token if ok else INVALID for token, ok in zip(tokens, is_finite, strict=True))
+
+
+def _is_finite(values: Tensor) -> list[bool]:
+    """Of each row of [n, X]. One sum tells: what is finite here is far too small to add up to infinity."""
+    flags: list[bool] = torch.isfinite(values.sum(-1, dtype=torch.float32)).tolist()
+    return flags

@@ -1,0 +1,257 @@
+"""The engine process: a socket, the base model, the step loop, a presence row, and an end in good order."""
+
+import asyncio
+import contextlib
+import copy
+import os
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+import uvicorn
+from transformers import PreTrainedTokenizerFast
+
+from core.base.catalogue import entry
+from core.base.load import OpenBase, open_base
+from core.blobs import BlobStore, MissingBlob, open_store
+from core.data.formats import FaultyLineError
+from core.data.tokens import measure
+from core.model import RoutedModel
+from core.records import presences
+from core.records.database import Database
+from core.records.tables import new_id
+from core.settings import Settings
+from core.specs.generation import GenerateSpec, MeasureSpec, SamplingSpec
+from worker.engine.engine import Engine
+from worker.engine.http import Desk, create_app
+from worker.engine.intake import Intake, Refused
+from worker.engine.residency import loader
+
+log = structlog.get_logger()
+
+BEAT_S = 2.0
+DRAIN_S = 25.0  # for rows under way, once asked to stop
+CLOSE_S = 3  # for streams to take their last frame
+LOOP_DIED = 70  # exit status: start me again
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """All that comes with the base model."""
+
+    engine: Engine
+    intake: Intake
+    measure: Callable[[MeasureSpec], dict[str, object]]
+    details: dict[str, object]  # for the presence row
+
+
+def open_engine(settings: Settings, store: BlobStore) -> Opened:
+    """The base model in memory and an engine about it, warmed up. Takes seconds."""
+    base = open_base(
+        entry(settings.base_models, settings.default_base_model),
+        cache_dir=settings.cache_dir,
+        device=settings.device,
+        precision=settings.precision,
+    )
+    model = RoutedModel(base.model)
+    context = min(settings.engine_context, base.facts.context)
+    engine = Engine(
+        model,
+        loader(store, settings.cache_dir / "adapters", model.resident),
+        rows=settings.engine_rows,
+        context=context,
+        adapter_memory_bytes=settings.adapter_memory_bytes,
+    )
+    intake = Intake(
+        base.tokenizer,
+        base_model=settings.default_base_model,
+        context=context,
+        vocabulary=base.facts.vocabulary,
+        stop_ids=frozenset(base.stop_ids),
+    )
+    _warm_up(engine, intake, settings.default_base_model)
+    details: dict[str, object] = {
+        "context": context,
+        "vocabulary": base.facts.vocabulary,
+        "precision": "bf16" if base.dtype is torch.bfloat16 else "fp32",
+        "device": base.device.type,
+        "rows": settings.engine_rows,
+        "revision": base.revision,
+    }
+    return Opened(engine, intake, _measurer(settings, store, base), details)
+
+
+def _warm_up(engine: Engine, intake: Intake, base_model: str) -> None:
+    """What libraries put off until a first call shall not be put upon a customer."""
+    spec = GenerateSpec(
+        request_id="warm-up", base_model=base_model, prompt_ids=(0,) * 8, sampling=SamplingSpec(max_tokens=2)
+    )
+    engine.submit(intake.sequence(spec, lambda _: None))
+    while engine.step():
+        pass
+
+
+def _measurer(settings: Settings, store: BlobStore, base: OpenBase) -> Callable[[MeasureSpec], dict[str, object]]:
+    """The answer to POST /measure, with a tokeniser of its own."""
+    tokenizer: PreTrainedTokenizerFast = copy.deepcopy(base.tokenizer)
+
+    def answer(spec: MeasureSpec) -> dict[str, object]:
+        settings.cache_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=settings.cache_dir, prefix="measure-") as folder:
+            try:
+                found = measure(store.fetch(spec.file_sha256, Path(folder) / "file"), tokenizer, spec.max_tokens)
+            except MissingBlob as error:
+                raise Refused(400, "file_not_found", "the file is not in the store", "file_sha256") from error
+            except FaultyLineError as error:
+                raise Refused(400, "invalid_file", str(error), "file_sha256") from error
+        return {
+            "tokens": found.tokens,
+            "learned_tokens": found.learned_tokens,
+            "n_examples": found.n_examples,
+            "context": base.facts.context,
+            "too_long": [{"line": line, "tokens": tokens} for line, tokens in found.too_long],
+        }
+
+    return answer
+
+
+class Server(uvicorn.Server):
+    """Leaves signals to us: a request to stop drains first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+class EngineProcess:
+    """From the first beat to the exit status."""
+
+    def __init__(self, settings: Settings, *, drain_s: float = DRAIN_S) -> None:
+        self._settings, self._drain_s = settings, drain_s
+        self._store = open_store(settings)
+        self._db = Database(settings.database)
+        self._id = new_id("engine-")
+        self._details: dict[str, object] = {}
+        self._stopping = asyncio.Event()
+        self._status = 0
+        self._desk = Desk(
+            base_model=settings.default_base_model,
+            token=settings.engine_token,
+            max_body_bytes=settings.max_body_bytes,
+            measure=self._measure,
+        )
+        self._opened: Opened | None = None
+
+    async def run(self) -> int:
+        """Serves until SIGTERM or SIGINT. The exit status: 0, or LOOP_DIED."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        listener = socket.create_server((self._settings.engine_host, self._settings.engine_port), backlog=256)
+        url = self._settings.engine_url or f"http://{self._settings.engine_host}:{listener.getsockname()[1]}"
+        server = Server(
+            uvicorn.Config(
+                create_app(self._desk),
+                lifespan="off",
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=CLOSE_S,
+            )
+        )
+        serving = asyncio.create_task(server.serve([listener]))
+        beating = asyncio.create_task(self._beat(url))
+        opening = asyncio.create_task(self._open())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait({serving, opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if opening.done():
+                opening.result()
+                log.info("engine.ready", url=url, **self._details)
+                await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await self._drain(url)
+        finally:
+            server.should_exit = True
+            beating.cancel()
+            await asyncio.gather(serving, beating, return_exceptions=True)
+            await asyncio.to_thread(self._leave)
+        return self._status
+
+    async def _open(self) -> None:
+        self._opened = opened = await asyncio.to_thread(open_engine, self._settings, self._store)
+        self._details = opened.details
+        threading.Thread(target=self._turn, args=(opened.engine, asyncio.get_running_loop()), daemon=True).start()
+        self._desk.intake, self._desk.engine = opened.intake, opened.engine
+
+    def _turn(self, engine: Engine, loop: asyncio.AbstractEventLoop) -> None:
+        """The step loop's thread. If it dies, so does the process, once its rows have been sent elsewhere."""
+        try:
+            engine.run()
+        except Exception:
+            log.exception("engine.loop_died")
+            self._status = LOOP_DIED
+            loop.call_soon_threadsafe(self._stopping.set)
+
+    def _measure(self, spec: MeasureSpec) -> dict[str, object]:
+        assert self._opened is not None
+        return self._opened.measure(spec)
+
+    async def _drain(self, url: str) -> None:
+        """No new rows; those under way get DRAIN_S, then go on elsewhere."""
+        log.info("engine.draining")
+        self._desk.is_draining = True
+        await self._say(url)
+        engine = self._desk.engine
+        if engine is None or self._status:
+            return
+        if not await asyncio.to_thread(engine.drain, self._drain_s):
+            log.warning("engine.drained_late")
+        engine.stop()
+
+    async def _beat(self, url: str) -> None:
+        while True:
+            await self._say(url)
+            await asyncio.sleep(BEAT_S)
+
+    async def _say(self, url: str) -> None:
+        try:
+            await asyncio.to_thread(
+                presences.beat,
+                self._db,
+                self._id,
+                role="engine",
+                is_ready=self._desk.is_ready,
+                details=self._details,
+                url=url,
+                base_model=self._settings.default_base_model,
+            )
+        except Exception as error:  # noqa: BLE001 - rows go on without a database; the API notices the silence
+            log.warning("engine.presence_failed", error=type(error).__name__)
+
+    def _leave(self) -> None:
+        try:
+            presences.leave(self._db, self._id)
+        except Exception as error:  # noqa: BLE001 - as above
+            log.warning("engine.presence_failed", error=type(error).__name__)
+        self._db.close()
+
+
+def serve(settings: Settings) -> int:
+    """Runs the process; the exit status."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+
+    async def run() -> int:
+        return await EngineProcess(settings).run()
+
+    status = asyncio.run(run())
+    if status:
+        os._exit(status)  # a broken device may let nothing else end
+    return status
