@@ -6,6 +6,7 @@ import copy
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -243,8 +244,22 @@ class EngineProcess:
         self._db.close()
 
 
+def configure_logs() -> None:
+    """One JSON object a line on standard error. Tracebacks hold no local variables: prompts are among them."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
 def serve(settings: Settings) -> int:
     """Runs the process; the exit status."""
+    configure_logs()
     if settings.threads:
         torch.set_num_threads(settings.threads)
 

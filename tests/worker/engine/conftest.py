@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import structlog
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -16,6 +17,7 @@ from core.model import RoutedModel
 from core.specs.generation import AdapterRef, Frame, GenerateSpec, SamplingSpec
 from worker.engine.engine import Engine
 from worker.engine.intake import Intake
+from worker.engine.process import configure_logs
 from worker.engine.residency import loader
 
 BASE = "tiny"
@@ -25,6 +27,13 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs():
+    configure_logs()
+    yield
+    structlog.reset_defaults()
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -224,9 +224,12 @@ def test_a_row_whose_numbers_are_no_numbers_ends_alone_and_leaves_no_trace(kitch
 
 
 def test_a_slot_that_is_not_wiped_would_spoil_its_next_row(kitchen):
-    """Negative control of the law above: zeros weigh NaN, and NaN comes out."""
-    kitchen.engine._cache.values[:, 0] = float("nan")
-    assert kitchen.tell(prompt="short").error.code == "model_output_invalid"
+    """Negative control of the law above: NaN weighed with zero is NaN, as soon as a longer row is beside it."""
+    kitchen.engine._cache.values[:, 1] = float("nan")
+    long, short = kitchen.ask(prompt="a longer row"), kitchen.ask(prompt="short")
+    kitchen.run()
+    assert long.fin == "length"
+    assert short.error.code == "model_output_invalid"
 
 
 def test_a_row_that_breaks_the_whole_batch_is_found_and_ends_alone(kitchen, monkeypatch):
@@ -275,7 +278,7 @@ def test_an_engine_that_drains_takes_nothing_new_and_finishes_what_it_has(kitche
     assert kitchen.engine.drain(0.0) is True
 
 
-def test_a_loop_that_stops_or_dies_sends_its_rows_elsewhere(kitchen, monkeypatch):
+def test_a_loop_that_stops_sends_its_rows_elsewhere(kitchen):
     stopped = kitchen.ask()
     kitchen.engine.stop()
     kitchen.engine.run()
