@@ -45,7 +45,7 @@ class Damage:
     reason: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Search:
     """The newest whole checkpoint, if any, and the newer ones that were set aside on the way to it."""
 
@@ -83,7 +83,7 @@ def save(
     fresh.rename(target)
     _sync(folder)
     for _, _, older in list(_newest_first(folder))[keep:]:
-        shutil.rmtree(older)
+        _drop(older)
     return target
 
 
@@ -93,7 +93,7 @@ def newest(folder: Path) -> Search:
     For the process that owns the folder, before it saves anything. A folder that is not there holds no checkpoint.
     """
     for unfinished in folder.glob(f"{UNFINISHED}*"):
-        shutil.rmtree(unfinished)
+        _drop(unfinished)
     damaged: list[Damage] = []
     for step, lease_epoch, path in _newest_first(folder):
         try:
@@ -146,6 +146,12 @@ def _set_aside(path: Path) -> Path:
     aside = path.with_name(f"{CORRUPT}{path.name}-{secrets.token_hex(4)}")
     path.rename(aside)
     return aside
+
+
+def _drop(path: Path) -> None:
+    # An attempt that was given up but does not know it yet may drop the same folder at the same time. What stays
+    # behind is dropped next time.
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _json(thing: Mapping[str, Any]) -> bytes:
