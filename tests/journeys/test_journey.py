@@ -145,7 +145,10 @@ def test_the_download_is_an_adapter_that_stock_peft_serves_alike(client, service
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_base), tmp_path).eval()
     ids = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     made = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    assert tokenizer.decode(made, skip_special_tokens=True) == answer(client, job.fine_tuned_model)
+    text = tokenizer.decode(made, skip_special_tokens=True).rstrip(
+        "\ufffd"
+    )  # a character cut off by max_tokens is held back
+    assert text == answer(client, job.fine_tuned_model)
 
 
 def test_a_second_service_on_the_same_data_is_refused(service):
