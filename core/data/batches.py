@@ -1,7 +1,7 @@
-"""Token rows in memory, the order they are seen in, and how many go forward together. Pure arithmetic: no torch.
+"""Token rows in memory, the order they are seen in, and how many go forward together: pure arithmetic.
 
-A place in the data is three integers: seed, epoch, and how many rows of the epoch are done. Nothing else is needed to go
-on from there.
+A place in the data is three integers: seed, epoch, and how many rows of the epoch are done. Nothing else is needed to
+go on from there.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

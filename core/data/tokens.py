@@ -5,21 +5,21 @@ that hold for every tokeniser: text is cut where an answer begins, as serving cu
 tokens, a customer's text never does; and what stands between two cuts is encoded in one piece.
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import copy
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from core.base.template import ChatTemplate, Segment, UnusableTemplateError
 from core.data.formats import MAX_FAULTS_KEPT, Fault, read
+from core.data.words import Words
 from core.specs.dataset import ChatExample, Example, PromptExample
 
 TrainOn = Literal["assistant", "last"]
@@ -109,9 +109,9 @@ def encode_prompt(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenize
         ValueError: the base model's chat template cannot write these messages.
 
     """
-    words = _words(tokenizer)
-    spans = words.prompt(prompt) if isinstance(prompt, str) else words.conversation(prompt, is_question=True)
-    return [index for ids in words.ids([spans])[0] for index in ids]
+    writer = _writer(tokenizer)
+    spans = writer.prompt(prompt) if isinstance(prompt, str) else writer.conversation(prompt, is_question=True)
+    return [index for ids in writer.ids([spans])[0] for index in ids]
 
 
 def measure(
@@ -141,26 +141,22 @@ def measure(
 
 @dataclass(frozen=True)
 class _Span:
-    """A stretch of a row before it is encoded. adds_prefix: as the first text of a document is encoded."""
+    """A stretch of a row before it is encoded. is_first: encoded as the first text of a document is."""
 
     text: str = ""
     ids: tuple[int, ...] | None = None
     is_learned: bool = False
-    adds_prefix: bool = False
+    is_first: bool = False
 
 
-class _Words:
-    """One tokeniser's way with text."""
+class _Writer:
+    """One tokeniser's way from examples to spans and ids."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._tokenizer = tokenizer
-        self._first = _plain(tokenizer.backend_tokenizer, lambda whole: whole)
-        self._inner = _plain(tokenizer.backend_tokenizer, _without_prefix)
-        self._template: ChatTemplate | None = None
-        # What the tokeniser puts before a document: a beginning-of-sequence token, or nothing.
-        marked = tokenizer.encode("a", add_special_tokens=True)
-        bare = tokenizer.encode("a", add_special_tokens=False)
-        self._opening = tuple(marked[: next(i for i in range(len(marked)) if marked[i : i + len(bare)] == bare)])
+        # Not kept whole: the weak table below would then keep it for ever.
+        self._end = tokenizer.eos_token_id
+        self._words = Words(tokenizer)
+        self._template = ChatTemplate(copy.deepcopy(tokenizer)) if tokenizer.chat_template else None
 
     def example(self, example: Example, train_on: TrainOn) -> list[_Span]:
         match example:
@@ -169,18 +165,19 @@ class _Words:
                 learned = frozenset(answers if train_on == "assistant" else answers[-1:])
                 return self.conversation(turns, is_question=False, learned=learned)
             case PromptExample(prompt=prompt, completion=completion):
-                end = self._tokenizer.eos_token_id
-                if end is None:
+                if self._end is None:
                     raise UnusableTemplateError("this base model's tokeniser has no end-of-sequence token to learn")
-                return [*self.prompt(prompt), _Span(completion, is_learned=True), _Span(ids=(end,), is_learned=True)]
+                end = _Span(ids=(self._end,), is_learned=True)
+                return [*self.prompt(prompt), _Span(completion, is_learned=True), end]
 
     def prompt(self, prompt: str) -> list[_Span]:
-        return [_Span(ids=self._opening), _Span(prompt, adds_prefix=True)]
+        return [_Span(ids=self._words.opening), _Span(prompt, is_first=True)]
 
     def conversation(
         self, turns: Sequence[Message], *, is_question: bool, learned: frozenset[int] = frozenset()
     ) -> list[_Span]:
-        self._template = template = self._template or ChatTemplate(self._tokenizer)
+        if (template := self._template) is None:
+            raise UnusableTemplateError("this base model has no chat template: use prompt and completion")
         layout = template.layout(tuple(turn.role for turn in turns), is_question=is_question)
         written = template.render([{"role": t.role, "content": t.content} for t in turns], is_question=is_question)
         contents = layout.contents(written, [turn.content for turn in turns])
@@ -188,44 +185,39 @@ class _Words:
 
     def ids(self, rows: Sequence[Sequence[_Span]]) -> list[list[Sequence[int]]]:
         """The ids of every span of every row, all text encoded at once."""
-        encoded = {
-            adds_prefix: iter(
-                backend.encode_batch_fast(
-                    [span.text for row in rows for span in row if span.ids is None and span.adds_prefix == adds_prefix],
-                    add_special_tokens=False,
-                )
-            )
-            for adds_prefix, backend in ((True, self._first), (False, self._inner))
-        }
-        return [[next(encoded[span.adds_prefix]).ids if span.ids is None else span.ids for span in row] for row in rows]
+        encoded: dict[bool, Iterator[Sequence[int]]] = {}
+        for is_first in (True, False):
+            texts = [s.text for row in rows for s in row if s.ids is None and s.is_first == is_first]
+            encoded[is_first] = iter(self._words.encode(texts, is_first=is_first))
+        return [[next(encoded[s.is_first]) if s.ids is None else s.ids for s in row] for row in rows]
 
 
-_KNOWN: WeakKeyDictionary[PreTrainedTokenizerFast, _Words] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[PreTrainedTokenizerFast, _Writer] = WeakKeyDictionary()
 
 
-def _words(tokenizer: PreTrainedTokenizerFast) -> _Words:
-    words = _KNOWN.get(tokenizer)
-    if words is None:
-        words = _KNOWN[tokenizer] = _Words(tokenizer)
-    return words
+def _writer(tokenizer: PreTrainedTokenizerFast) -> _Writer:
+    writer = _KNOWN.get(tokenizer)
+    if writer is None:
+        writer = _KNOWN[tokenizer] = _Writer(tokenizer)
+    return writer
 
 
 def _outcomes(
     examples: Iterable[tuple[int, Example]], tokenizer: PreTrainedTokenizerFast, train_on: TrainOn
 ) -> Iterator[TokenRow | Fault]:
     """Each example's row, or why it cannot be one, in order."""
-    words = _words(tokenizer)
+    writer = _writer(tokenizer)
     some = iter(examples)
     while batch := list(islice(some, _ROWS_AT_ONCE)):
-        spans = [_spans(words, line, example, train_on) for line, example in batch]
-        ids = iter(words.ids([row for row in spans if not isinstance(row, Fault)]))
+        spans = [_spans(writer, line, example, train_on) for line, example in batch]
+        ids = iter(writer.ids([row for row in spans if not isinstance(row, Fault)]))
         for (line, _), row in zip(batch, spans, strict=True):
             yield row if isinstance(row, Fault) else _row(line, row, next(ids))
 
 
-def _spans(words: _Words, line: int, example: Example, train_on: TrainOn) -> list[_Span] | Fault:
+def _spans(writer: _Writer, line: int, example: Example, train_on: TrainOn) -> list[_Span] | Fault:
     try:
-        return words.example(example, train_on)
+        return writer.example(example, train_on)
     except UnusableTemplateError as error:
         return Fault(line, "", "chat_template", str(error))
 
@@ -242,28 +234,3 @@ def _span(segment: Segment, contents: Sequence[str], *, is_learned: bool) -> _Sp
         return _Span(ids=(segment.special,), is_learned=is_learned)
     text = "".join(part if isinstance(part, str) else contents[part] for part in segment.parts)
     return _Span(text, is_learned=is_learned)
-
-
-def _plain(backend: Tokenizer, change: Callable[[Any], Any]) -> Tokenizer:
-    """A copy of a tokeniser to which special tokens in a text are text like any other."""
-    plain = Tokenizer.from_str(json.dumps(change(json.loads(backend.to_str()))))
-    plain.encode_special_tokens = True
-    plain.no_padding()
-    plain.no_truncation()
-    return plain
-
-
-def _without_prefix(part: Any) -> Any:  # noqa: ANN401
-    """A tokeniser's description, less the blank that SentencePiece tokenisers put before a document's first word."""
-    match part:
-        case {"type": "Metaspace"}:
-            return part | {"prepend_scheme": "never"}
-        case {"type": "Prepend"}:
-            return {"type": "Sequence", "normalizers": []}
-        case {"type": "ByteLevel", "add_prefix_space": True}:
-            return part | {"add_prefix_space": False}
-        case dict():
-            return {key: value if key == "model" else _without_prefix(value) for key, value in part.items()}
-        case list():
-            return [_without_prefix(value) for value in part]
-    return part
