@@ -144,6 +144,17 @@ def overloaded(message: str, *, code: str = "engine_overloaded", wait_s: int = 2
     return ClientError(503, message, kind="server_error", code=code, headers={"retry-after": str(wait_s)})
 
 
+def engine_failed(message: str | None, code: str | None) -> ClientError:
+    """502: engines took the request, and all of them failed at it."""
+    return ClientError(
+        502,
+        message or "The engines failed at this request.",
+        kind="server_error",
+        code=code or "engine_failed",
+        headers=_NO_RETRY,
+    )
+
+
 def server_error(message: str, *, code: str = "internal_error", is_final: bool = True) -> ClientError:
     """500; is_final where the same request would fail again."""
     return ClientError(500, message, kind="server_error", code=code, headers=_NO_RETRY if is_final else {})
@@ -160,7 +171,12 @@ def of_validation(problems: Sequence[Any], body: object) -> ClientError:
             words = f"{found[param]}; or: {words}"
         found[param] = words
         codes.setdefault(param, _code(problem))
-    details = [{"param": param, "message": words, "code": codes[param]} for param, words in found.items()]
+    details = [
+        {"param": param, "message": words, "code": codes[param]}
+        for param, words in found.items()
+        # Of a union's members the one that came further was meant.
+        if not any(other and other.startswith(f"{param}.") for other in found)
+    ]
     first = details[0]
     where = f"{first['param']}: " if first["param"] else ""
     return bad_request(
@@ -196,6 +212,8 @@ async def _validation_error(_: Request, error: Exception) -> JSONResponse:
 
 def _param(problem: Mapping[str, Any], body: object) -> str | None:
     """The path of a faulty field as the client wrote it: the names of a union's members are no part of it."""
+    if problem["type"] == "unsupported_parameter":
+        return str(problem["ctx"]["field"])
     source, *steps = problem["loc"]
     if source != "body":
         return name(str(steps[0] if steps else source))
@@ -227,6 +245,9 @@ def _words(problem: Mapping[str, Any]) -> str:
 
 
 def _code(problem: Mapping[str, Any]) -> str:
-    return {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}.get(
-        problem["type"], "invalid_value"
-    )
+    codes = {
+        "missing": "missing_required_parameter",
+        "extra_forbidden": "unknown_parameter",
+        "unsupported_parameter": "unsupported_parameter",
+    }
+    return codes.get(problem["type"], "invalid_value")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import PydanticCustomError
 
 from core.specs.generation import ChatMessage, SamplingSpec
 from core.specs.spec import Spec
@@ -78,7 +79,8 @@ class GenerationRequest(BaseModel):
             return body
         for field, neutral in NEUTRAL.items():
             if field in body and not any(body[field] == value for value in neutral):
-                raise UnsupportedFieldError(field)
+                words = "this field is not supported here: leave it out"
+                raise PydanticCustomError("unsupported_parameter", words, {"field": field})
         return {key: value for key, value in body.items() if key not in NEUTRAL and key not in IGNORED}
 
     def sampling(self, seed: int) -> SamplingSpec:
@@ -101,14 +103,6 @@ class GenerationRequest(BaseModel):
     def wants_usage(self) -> bool:
         """Whether a stream is to end with a chunk of token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
-
-
-class UnsupportedFieldError(ValueError):
-    """A field of OpenAI's that would change the answer, and that is not offered."""
-
-    def __init__(self, field: str) -> None:
-        super().__init__(f"'{field}' is not supported here: leave it out")
-        self.field = field
 
 
 class TextPart(Spec):

@@ -66,7 +66,7 @@ class Inference:
                     for row in self.rows:
                         group.start_soon(self._generate, row, on_text)
             except* errors.ClientError as problems:
-                raise _first(problems) from None
+                raise self._in_client_terms(_first(problems)) from None
         finally:
             with anyio.CancelScope(shield=True):
                 await run_sync(self._record)
@@ -87,6 +87,12 @@ class Inference:
                 row.finish = frame.fin
                 if on_text:
                     await on_text(row, frame.text)
+
+    def _in_client_terms(self, problem: errors.ClientError) -> errors.ClientError:
+        """Engines call what is to be continued messages, whichever field it came in."""
+        if problem.error["param"] == "messages" and self.rows[0].spec.messages is None:
+            problem.error["param"] = "prompt"
+        return problem
 
     def _rows(self, asked: GenerationRequest, prompts: Sequence[Prompt]) -> list[Row]:
         first_seed = secrets.randbelow(2**62) if asked.seed is None else asked.seed

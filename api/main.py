@@ -7,7 +7,7 @@ from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
-from api import errors
+from api import errors, logs
 from api.edge import Edge, Metrics
 from api.engine_client import EngineClient
 from api.engine_directory import EngineDirectory
@@ -26,6 +26,7 @@ PUBLIC = frozenset({"/healthz", "/readyz", "/metrics"})
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Its database is at its present revision already: `graft up` and `graft migrate` see to that."""
+    logs.configure()
     settings = settings or Settings()
     resources = open_resources(settings)
     app = FastAPI(

@@ -29,7 +29,7 @@ class Queue:
         """Whether the broker answers."""
         try:
             with self._celery.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, timeout=TIMEOUT_S)
+                connection.ensure_connection(max_retries=1, interval_start=0, timeout=TIMEOUT_S)
                 connection.default_channel.client.ping()
         except (OperationalError, OSError):
             return False

@@ -1,0 +1,136 @@
+"""An engine without a model: it speaks core/specs/generation.py over real HTTP and draws tokens by arithmetic.
+
+Token t of a row is a function of the prompt's ids, the adapter, the seed and t alone, as with a real engine. So a
+replay at another fake engine continues the same text. `script` says what goes wrong with the requests to come.
+"""
+
+import asyncio
+import json
+import socket
+import threading
+from dataclasses import dataclass, field
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route
+
+from core.specs.generation import GenerateSpec, MeasureSpec
+
+WORDS = ("oak", "elm", "ash", "fir", "yew", "box", "bay", "fig", "é", "日本", "😀", "teak")
+
+
+def prompt_ids_of(spec: GenerateSpec) -> tuple[int, ...]:
+    if spec.prompt_ids is not None:
+        return spec.prompt_ids
+    text = spec.prompt if spec.prompt is not None else "".join(f"<{m.role}>{m.content}" for m in spec.messages)
+    return tuple(text.encode())
+
+
+def token(spec: GenerateSpec, prompt_ids: tuple[int, ...], t: int) -> int:
+    wearing = sum(spec.adapter.sha256.encode()) if spec.adapter else 0
+    return (sum(prompt_ids) + wearing + 31 * spec.sampling.seed + 7 * t * t) % len(WORDS)
+
+
+def words_of(spec: GenerateSpec, n: int) -> str:
+    """The text that a request for n tokens gets."""
+    ids = prompt_ids_of(spec)
+    return "".join(f" {WORDS[token(spec, ids, t)]}" for t in range(n))
+
+
+@dataclass
+class FakeEngine:
+    token_text: str
+    context: int = 512
+    script: list[dict] = field(default_factory=list)
+    requests: list[GenerateSpec] = field(default_factory=list)
+    measures: list[MeasureSpec] = field(default_factory=list)
+    too_long: list[dict] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    running: set[str] = field(default_factory=set)
+    pause_s: float = 0.0
+    url: str = ""
+
+    async def generate(self, request: Request):
+        if request.headers.get("authorization") != f"Bearer {self.token_text}":
+            return JSONResponse({"error": {"code": "unauthorized", "message": "no"}}, 401)
+        spec = GenerateSpec.model_validate_json(await request.body())
+        self.requests.append(spec)
+        act = self.script.pop(0) if self.script else {}
+        if status := act.get("status"):
+            return JSONResponse(act.get("body", {}), status, headers={"retry-after": "1"})
+        return StreamingResponse(self._frames(spec, act), media_type="application/x-ndjson")
+
+    async def _frames(self, spec: GenerateSpec, act: dict):
+        self.running.add(spec.request_id)
+        try:
+            for seq, frame in enumerate(self._plan(spec, act)):
+                if act.get("die_after") == seq:
+                    raise ConnectionResetError
+                if act.get("end_after") == seq:
+                    return
+                if act.get("hang_after") == seq:
+                    await asyncio.Event().wait()
+                await asyncio.sleep(self.pause_s)
+                yield json.dumps({"seq": seq + (seq == act.get("gap_at")), **frame}).encode() + b"\n"
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.append(spec.request_id)
+            raise
+        finally:
+            self.running.discard(spec.request_id)
+
+    def _plan(self, spec: GenerateSpec, act: dict):
+        ids = prompt_ids_of(spec)
+        own = ids[: len(ids) - spec.offset]
+        if len(own) > self.context:
+            message = f"the prompt has {len(own)} tokens; at most {self.context} fit"
+            error = {"code": "context_length_exceeded", "message": message, "param": "messages"}
+            yield {"prompt_ids": ids, "error": error}
+            return
+        for number, t in enumerate(range(spec.offset, spec.sampling.max_tokens)):
+            if act.get("fail_at") == number:
+                yield {"error": act["error"]}
+                return
+            new = token(spec, own, t)
+            fin = "length" if t == spec.sampling.max_tokens - 1 else None
+            first = {"prompt_ids": ids} if number == 0 else {}
+            yield {"ids": [new], "text": f" {WORDS[new]}", "fin": fin, **first}
+
+    async def measure(self, request: Request):
+        spec = MeasureSpec.model_validate_json(await request.body())
+        self.measures.append(spec)
+        return JSONResponse({"tokens": 10, "learned_tokens": 5, "context": self.context, "too_long": self.too_long})
+
+    def app(self) -> Starlette:
+        post = ["POST"]
+        return Starlette(
+            routes=[Route("/generate", self.generate, methods=post), Route("/measure", self.measure, methods=post)]
+        )
+
+
+class Served:
+    """An ASGI application on a free port of this machine, in a thread."""
+
+    def __init__(self, app, port: int = 0) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(("127.0.0.1", port))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        config = uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._server.install_signal_handlers = lambda: None
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self.socket]}, daemon=True)
+
+    def __enter__(self):
+        self._thread.start()
+        while not self._server.started:
+            if not self._thread.is_alive():
+                raise RuntimeError("the server did not start")
+            threading.Event().wait(0.005)
+        return self
+
+    def __exit__(self, *_):
+        self._server.should_exit = True
+        self._thread.join(10)
+        self.socket.close()

@@ -1,0 +1,310 @@
+"""Who may come in, how often, and with what: every route, every id, every malformed body."""
+
+import json
+import re
+import socket
+
+import pytest
+from conftest import BASE, client
+from fastapi import APIRouter
+from fastapi.routing import APIRoute, iter_route_contexts
+from hypothesis import HealthCheck, given
+from hypothesis import settings as trying
+from hypothesis import strategies as st
+from sqlalchemy import select, update
+
+from api.main import PUBLIC, create_app, refuse_open_doors
+from core.records import accounts
+from core.records.database import now_s
+from core.records.tables import ApiKey, AuditEntry, File, Job
+
+
+def routes(app):
+    """(method, path) of all, with a made-up id in every place for one."""
+    found = []
+    for context in iter_route_contexts(app.routes):
+        route = context.original_route
+        path = re.sub(r"\{[^}]+\}", "x", route.path)
+        found += [(method, path) for method in sorted(route.methods)]
+    return found
+
+
+def raw(service, request: bytes) -> tuple[int, bytes]:
+    """The status and the rest of the answer to bytes as they are."""
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(request)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+    return (int(answer.split(b" ", 2)[1]) if answer else 0), answer
+
+
+def test_every_route_that_is_not_public_wants_a_key(service, settings):
+    doors = routes(create_app(settings))
+    assert ("POST", "/v1/chat/completions") in doors
+    assert ("GET", "/v1/adapters/x/download") in doors
+    assert {path for _, path in doors if not path.startswith("/v1/")} == PUBLIC
+    unknown = client(service.url, "graft_local_nobody")
+    unknown.headers.pop("authorization")
+    for method, path in doors:
+        if path in PUBLIC:
+            continue
+        for headers in (
+            {},
+            {"authorization": "Bearer"},
+            {"authorization": "Bearer graft_local_" + "x" * 28 + "_00000000"},
+            {"authorization": "Bearer " + "x" * 5000},
+            {"authorization": f"Basic {service.key}"},
+            {"authorization": f"Bearer {service.key}x"},
+            {"authorization": b"Bearer k\xff\xfe"},
+        ):
+            answer = unknown.request(method, path, headers=headers, content=b"\xff{")
+            assert answer.status_code == 401, (method, path, headers)
+            error = answer.json()["error"]
+            assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+
+
+def test_an_open_door_keeps_the_front_end_from_starting(settings):
+    app = create_app(settings)
+    careless = APIRouter()
+    careless.get("/v1/secrets")(lambda: {"all": "of them"})
+    app.include_router(careless)
+    with pytest.raises(ValueError, match="would answer without a key"):
+        refuse_open_doors(app)
+
+
+def test_a_revoked_and_an_expired_key_open_nothing(service):
+    for column in ("revoked_at", "expires_at"):
+        with service.database.writing() as session:
+            key, text = accounts.create_key(session, service.account, name="k", environment="local")
+        own = client(service.url, text)
+        assert own.get("/v1/files").status_code == 200
+        with service.database.writing() as session:
+            session.execute(update(ApiKey).where(ApiKey.id == key.id).values({column: now_s() - 1}))
+        assert own.get("/v1/files").status_code == 401
+
+
+def test_the_use_of_a_key_is_written_down(service):
+    service.http.get("/v1/files")
+    with service.database.session() as session:
+        assert session.get_one(ApiKey, service.account.key_id).last_used_at is not None
+
+
+def test_a_stranger_finds_nothing_and_changes_nothing(service, engine):
+    job = service.adapter()
+    file_id, name = job["training_file"], job["fine_tuned_model"]
+    waiting = service.job().json()["id"]
+    adapter = service.http.get("/v1/adapters").json()["data"][0]["id"]
+    stranger = service.stranger()
+    chat = {"messages": [{"role": "user", "content": "x"}]}
+    for method, path, body in [
+        ("GET", f"/v1/files/{file_id}", None),
+        ("GET", f"/v1/files/{file_id}/content", None),
+        ("DELETE", f"/v1/files/{file_id}", None),
+        ("GET", f"/v1/fine_tuning/jobs/{waiting}", None),
+        ("POST", f"/v1/fine_tuning/jobs/{waiting}/cancel", None),
+        ("GET", f"/v1/fine_tuning/jobs/{job['id']}/events", None),
+        ("GET", f"/v1/fine_tuning/jobs/{job['id']}/checkpoints", None),
+        ("GET", f"/v1/models/{name}", None),
+        ("DELETE", f"/v1/models/{name}", None),
+        ("GET", f"/v1/models/{name}:ckpt-step-1", None),
+        ("DELETE", f"/v1/models/{name}:ckpt-step-1", None),
+        ("GET", f"/v1/adapters/{adapter}", None),
+        ("GET", f"/v1/adapters/{adapter}/download", None),
+        ("GET", f"/v1/adapters/{name}/download", None),
+        ("POST", "/v1/chat/completions", chat | {"model": name}),
+        ("POST", "/v1/chat/completions", chat | {"model": f"{name}:ckpt-step-1"}),
+        ("POST", "/v1/completions", {"model": adapter, "prompt": "x"}),
+    ]:
+        answer = stranger.request(method, path, json=body)
+        assert answer.status_code == 404, (method, path, answer.text)
+        mine = service.http.request(method, path.replace("/cancel", ""), json=body) if method == "GET" else None
+        assert mine is None or mine.status_code == 200, (path, mine.text)
+    foreign = stranger.post("/v1/fine_tuning/jobs", json={"model": BASE, "training_file": file_id})
+    assert (foreign.status_code, foreign.json()["error"]["param"]) == (400, "training_file")
+    for path in ("/v1/files", "/v1/fine_tuning/jobs", "/v1/adapters"):
+        assert stranger.get(path).json()["data"] == []
+    for path, cursor in (("/v1/files", file_id), ("/v1/fine_tuning/jobs", waiting), ("/v1/adapters", adapter)):
+        assert stranger.get(path, params={"after": cursor}).status_code == 400
+    assert [model["id"] for model in stranger.get("/v1/models").json()["data"]] == [BASE]
+    with service.database.session() as session:
+        assert session.get_one(File, file_id).deleted_at is None
+        assert session.get_one(Job, waiting).state == "queued"
+        actions = session.scalars(select(AuditEntry.action)).all()
+    assert set(actions) == {"key.created"}
+    assert engine.requests == []
+
+
+def test_a_strangers_idempotency_key_is_another_key(service):
+    body = {"model": BASE, "training_file": service.upload().json()["id"]}
+    headers = {"idempotency-key": "same"}
+    assert service.http.post("/v1/fine_tuning/jobs", json=body, headers=headers).status_code == 200
+    answer = service.stranger().post("/v1/fine_tuning/jobs", json=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "training_file")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"3",
+        b"{",
+        b"[" * 200_000,
+        b'{"a":' * 200_000,
+        b'{"model": NaN}',
+        b'{"temperature": 1e999, "model": "m", "messages": []}',
+        b'{"seed": ' + b"9" * 5000 + b"}",
+        b'{"seed": 99999999999999999999}',
+        b'{"model": "\\ud800"}',
+        b'{"\\udfff": 1}',
+        b'{"model": "\xff"}',
+        b'\xef\xbb\xbf{"model": "m"}',
+        b'{"model": "a", "model": "b"}',
+        b'{"model": "a\\u0000b"}',
+        b"\x00",
+        b"\xff\xfe{\x00}\x00",
+        b'{"messages": [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}',
+    ],
+    ids=range(21),
+)
+def test_a_body_that_is_no_json_of_ours_is_a_400(service, body):
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/fine_tuning/jobs"):
+        answer = service.http.post(path, content=body, headers={"content-type": "application/json"})
+        assert answer.status_code in {400, 404}, (path, answer.text)
+        assert set(answer.json()["error"]) >= {"message", "type", "param", "code"}
+
+
+def test_a_body_of_another_type_is_a_400(service):
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "nonsense", ""):
+        answer = service.http.post("/v1/completions", content=b'{"model": "m"}', headers={"content-type": kind})
+        assert answer.status_code == 400
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = {
+    "/v1/chat/completions": [
+        "model",
+        "messages",
+        "n",
+        "stop",
+        "stream",
+        "stream_options",
+        "tools",
+        "logit_bias",
+        "seed",
+    ],
+    "/v1/completions": ["model", "prompt", "n", "max_tokens", "temperature", "top_p", "top_k", "echo", "suffix"],
+    "/v1/fine_tuning/jobs": ["model", "training_file", "method", "peft", "training", "metadata", "hyperparameters"],
+}
+
+
+@pytest.mark.parametrize("path", FIELDS)
+def test_no_body_makes_the_front_end_fail(service, path):
+    @trying(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(st.dictionaries(st.sampled_from(FIELDS[path]), VALUES, min_size=1), st.booleans())
+    def probe(fields, is_almost_right):
+        if is_almost_right:
+            fields = {"model": BASE, "messages": [{"role": "user", "content": "x"}], "training_file": "f"} | fields
+        content = json.dumps(fields).encode()
+        answer = service.http.post(path, content=content, headers={"content-type": "application/json"})
+        assert answer.status_code < 500 or answer.json()["error"]["code"] == "engine_unavailable", (fields, answer.text)
+        if answer.status_code >= 400:
+            assert set(answer.json()["error"]) >= {"message", "type", "param", "code"}
+
+    probe()
+
+
+def test_a_body_over_the_limit_stops_at_the_limit(service):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        yield b'{"model": "'
+        while taken < 64 << 20:
+            taken += 1 << 16
+            yield b"x" * (1 << 16)
+
+    answer = service.http.post("/v1/completions", content=endless(), headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+    assert taken < 32 << 20
+
+
+def test_strange_paths_and_hosts_open_nothing(service):
+    key = f"authorization: Bearer {service.key}\r\n".encode()
+    for path, host, auth in [
+        (b"/v1/files", b"x/healthz?", b""),
+        (b"/v1/files", b"a@b", b""),
+        (b"/v1/files", b"x#", b""),
+        (b"http://evil/v1/files", b"evil", b""),
+        (b"//healthz", b"x", key),
+        (b"/v1/../healthz/x", b"x", key),
+        (b"/v1/files/%2e%2e/%2e%2e/etc/passwd", b"x", key),
+        (b"/v1/files/..%2f..%2fetc%2fpasswd", b"x", key),
+        (b"/v1/files;a=b", b"x", key),
+        (b"/v1/files/%00", b"x", key),
+        (b"/v1/adapters/..%2f..%2fgraft.db/download", b"x", key),
+    ]:
+        request = b"GET " + path + b" HTTP/1.1\r\nhost: " + host + b"\r\n" + auth + b"connection: close\r\n\r\n"
+        status, answer = raw(service, request)
+        assert status in {400, 401, 404}, (path, host, answer)
+
+
+def test_malformed_http_is_turned_away(service):
+    start = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+    start += f"authorization: Bearer {service.key}\r\n".encode()
+    for rest in (
+        b"transfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n",
+        b"content-length: -1\r\n\r\n",
+        b"content-length: x\r\n\r\n",
+        b"x-long: " + b"a" * (1 << 17) + b"\r\n\r\n",
+    ):
+        try:
+            status, _ = raw(service, start + rest)
+        except ConnectionError:
+            status = 0
+        assert status in {0, 400, 431}
+
+
+def test_a_clients_request_id_is_not_ours(service):
+    answer = service.http.get("/v1/files", headers={"x-request-id": "victim"})
+    assert re.fullmatch(r"req_[0-9a-z]{24}", answer.headers["x-request-id"])
+    assert int(answer.headers["openai-processing-ms"]) >= 0
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    refused = service.http.get("/v1/nothing")
+    assert (refused.status_code, refused.json()["error"]["type"]) == (404, "not_found_error")
+    assert refused.headers["x-request-id"] != answer.headers["x-request-id"]
+    wrong = service.http.put("/v1/files")
+    assert (wrong.status_code, set(wrong.json())) == (405, {"error"})
+
+
+def test_a_failure_of_ours_tells_nothing_of_itself(service, monkeypatch, capfd):
+    def fail(*_, **__):
+        raise RuntimeError("canary: sqlite:///secret") from ValueError("canary")
+
+    monkeypatch.setattr("core.records.datasets.listed", fail)
+    answer = service.http.get("/v1/files")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    assert "canary" not in answer.text
+    lines = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    written = next(line for line in lines if line["event"] == "request.failed")
+    assert written["request_id"] == answer.headers["x-request-id"]
+    assert written["error"] == ["RuntimeError", "ValueError"]
+    assert written["calls"][-1].endswith(" fail")
+    assert "canary" not in json.dumps(written)
+
+
+def test_the_public_routes_are_plain_and_guarded_ones_are_of_the_guarded_kind(settings):
+    kinds = {
+        context.original_route.path: type(context.original_route)
+        for context in iter_route_contexts(create_app(settings).routes)
+    }
+    assert {path for path, kind in kinds.items() if kind is APIRoute} == PUBLIC
