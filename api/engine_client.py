@@ -28,7 +28,14 @@ MAX_TRIES = 2  # engines that a new request is offered to
 
 
 class EngineLostError(Exception):
-    """The connection broke, or what came over it was no answer. The request may go on elsewhere."""
+    """The connection broke, or what came over it was no answer. The request may go on elsewhere.
+
+    reason is for the log; error is what the engine itself said, if anything.
+    """
+
+    def __init__(self, reason: str, error: FrameError | None = None) -> None:
+        super().__init__(reason)
+        self.error = error
 
 
 class EngineAwayError(Exception):
@@ -87,6 +94,7 @@ class EngineClient:
         Raises ClientError: 503 where no engine takes it, what an engine refuses, or 502 once MAX_MIGRATIONS are spent.
         """
         progress = _Progress()
+        said: FrameError | None = None
         for migration in range(MAX_MIGRATIONS + 1):
             try:
                 async with aclosing(self._on_any(spec, progress, is_patient=migration > 0)) as frames:
@@ -95,12 +103,10 @@ class EngineClient:
                         if frame.fin:
                             return
             except EngineLostError as error:
+                said = error.error
                 log.warning("engine.lost", request_id=spec.request_id, reason=str(error), emitted=len(progress.emitted))
                 self._on_migration()
-        raise errors.ClientError(
-            502, "The engines failed at this request.", kind="server_error", code="engine_failed",
-            headers={"x-should-retry": "false"},
-        )  # fmt: skip
+        raise errors.engine_failed(said.message if said else None, said.code if said else None)
 
     async def measure(self, spec: MeasureSpec) -> dict[str, Any] | None:
         """How long a dataset's examples are, as MeasureSpec says; None where no engine can tell now."""
@@ -128,7 +134,7 @@ class EngineClient:
         deadline = anyio.current_time() + (self._return_s if is_patient else 0.0)
         problem = errors.overloaded("No engine is ready to answer for this model.", code="engine_unavailable", wait_s=5)
         passed: set[str] = set()
-        while len(passed) < MAX_TRIES:
+        while is_patient or len(passed) < MAX_TRIES:
             engine = await self._next(spec, passed, is_patient=is_patient)
             if engine is None and anyio.current_time() >= deadline:
                 break
@@ -203,8 +209,10 @@ def _frame(line: bytes, expected: int) -> Frame:
         raise EngineLostError("a line that is no frame") from error
     if frame.seq != expected:
         raise EngineLostError(f"frame {frame.seq} where {expected} was due")
+    if frame.error and frame.error.code == "engine_overloaded":
+        raise EngineBusyError
     if frame.error and frame.error.retryable:
-        raise EngineLostError(frame.error.code)
+        raise EngineLostError(frame.error.code, frame.error)
     if frame.error:
         raise refused(frame.error)
     return frame
