@@ -25,13 +25,22 @@ help: ## say what there is
 	@$(PIP) --no-deps --require-hashes -r requirements/dev.lock
 	@touch $@ .venv/run
 
+# Older openai clients, which the tests drive the API with beside the newest one: requirements/openai-N.lock.
+.cache/openai: .venv/dev requirements/openai-1.lock requirements/openai-2.lock
+	@echo "Installing older openai clients for the tests (once) …"
+	@rm -rf $@
+	@for major in 1 2; do \
+	  $(PIP) --no-deps --require-hashes --target $@/$$major -r requirements/openai-$$major.lock || { rm -rf $@; exit 1; }; \
+	done
+	@touch $@
+
 run: .venv/run ## start the whole service on this machine
 	@exec .venv/bin/python -m api.cli up
 
 demo: .venv/run ## set up, fine-tune two adapters, serve them with the base in one batch, print a table
 	@exec .venv/bin/python -m benchmarks.demo
 
-test: .venv/dev ## every test that a machine without a GPU can run
+test: .venv/dev .cache/openai ## every test that a machine without a GPU can run
 	@exec .venv/bin/python -m pytest
 
 journey: .venv/dev ## upload, train and generate through every real process

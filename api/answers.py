@@ -101,14 +101,18 @@ class EventStream(Response):
 
 async def while_listening(receive: Receive, work: Callable[[], Awaitable[None]]) -> None:
     """Runs work to its end, or until the client has gone: then it is cancelled and this returns all the same."""
+    is_done = False
+
     async with anyio.create_task_group() as group:
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            log.info("client.gone")
-            group.cancel_scope.cancel()
+            if not is_done:
+                log.info("client.gone")
+                group.cancel_scope.cancel()
 
         group.start_soon(watch)
         await work()
+        is_done = True
         group.cancel_scope.cancel()

@@ -50,6 +50,7 @@ class FakeEngine:
     cancelled: list[str] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     pause_s: float = 0.0
+    poison: int | None = None  # a seed whose rows fail after two tokens
     url: str = ""
 
     async def generate(self, request: Request):
@@ -91,6 +92,9 @@ class FakeEngine:
         for number, t in enumerate(range(spec.offset, spec.sampling.max_tokens)):
             if act.get("fail_at") == number:
                 yield {"error": act["error"]}
+                return
+            if spec.sampling.seed == self.poison and number == 2:
+                yield {"error": {"code": "model_output_invalid", "message": "not finite"}}
                 return
             new = token(spec, own, t)
             fin = "length" if t == spec.sampling.max_tokens - 1 else None
