@@ -63,6 +63,16 @@ class Run:
         return self.step > 0 and self.step % self.steps_per_epoch == 0
 
     @property
+    def is_sound(self) -> bool:
+        """Whether this is a state to go back to: the last step was finite, and so are all weights."""
+        return self.skipped_in_a_row == 0 and self.has_finite_weights
+
+    @property
+    def has_finite_weights(self) -> bool:
+        """Whether no parameter is NaN or infinite."""
+        return bool(torch.nn.utils.get_total_norm(self.parameters, math.inf).isfinite())
+
+    @property
     def learning_rate(self) -> float:
         """Of the next step."""
         return self.rate_factor * learning_rate(self.spec, self.step + 1, self.total_steps)

@@ -4,12 +4,14 @@ Knows neither who listens nor how. Every wish to stop is heard between two steps
 validation; the work that belongs to a step (validation, adapter, checkpoint) is taken up again by the next attempt.
 """
 
+import math
 import resource
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -36,7 +38,8 @@ from worker import failpoints
 from worker.export import details_of, export
 from worker.reading import corpus_of
 
-SKIPS_TO_ROLL_BACK = 3  # steps in a row that were not finite
+SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
+SIGN_OF_LIFE_S = 10.0  # a long validation says so often that it is going on
 
 
 class Drained(Exception):
@@ -80,16 +83,19 @@ class Attempt:
         self.say(PhaseReport(phase="training"))
         if not is_settled:
             self._settle()
-        for event in train(self.model, [self.run]):
-            match event:
-                case Step():
-                    self._report(event)
-                case Skipped():
-                    self._skip(event)
-                case Failed():
-                    raise event.error
-            self._settle()
-        return self._finish()
+        while True:
+            for event in train(self.model, [self.run]):
+                match event:
+                    case Step():
+                        self._report(event)
+                    case Skipped():
+                        self._skip(event)
+                    case Failed():
+                        raise event.error
+                self._settle()
+            if self.run.has_finite_weights:
+                return self._finish()
+            self._go_back("the adapter itself is not finite")
 
     def _open(self) -> OpenBase:
         self.say(PhaseReport(phase="loading_model"))
@@ -128,9 +134,15 @@ class Attempt:
             self.say(WarningReport(code="checkpoint_corrupt", message=message, step=reached))
         if found is None:
             return True
+        self._load(found)
+        if found.facts["has_adapter"]:
+            # Nobody may have been told of it: the attempt that made it can have died before it could say so.
+            self._tell(found.path, self._export(f"step-{found.step}.zip"))
+        return bool(found.facts["is_settled"])
+
+    def _load(self, found: checkpoint.Checkpoint) -> None:
         self.run.load(found.tensors, found.facts)
         self.metrics = dict(found.facts["metrics"])
-        return bool(found.facts["is_settled"])
 
     def _report(self, step: Step) -> None:
         self.metrics |= {"train_loss": step.loss, "train_mean_token_accuracy": step.accuracy}
@@ -154,40 +166,42 @@ class Attempt:
     def _skip(self, skipped: Skipped) -> None:
         message = f"the loss or gradient of step {skipped.number} was not finite; nothing was learned from it"
         self.say(WarningReport(code="step_skipped", message=message, step=skipped.number))
-        if skipped.in_a_row < SKIPS_TO_ROLL_BACK:
-            return
-        found = checkpoint.newest(self.checkpoints).found
+        if skipped.in_a_row >= SKIPS_TO_GO_BACK:
+            self._go_back(f"loss or gradients were not finite in {SKIPS_TO_GO_BACK} steps in a row")
+
+    def _go_back(self, reason: str) -> None:
+        """Rolls back to the newest checkpoint, to go on with half the learning rate. Once; Diverged after that."""
+        found, stopped_at = checkpoint.newest(self.checkpoints).found, self.run.step
         if self.run.rate_factor < 1:
             self._keep_last_good(found)
             raise Diverged(
-                f"loss or gradients were not finite in the {SKIPS_TO_ROLL_BACK} steps up to step {skipped.number}, "
-                "once more after a roll-back with half the learning rate; lower the learning rate"
+                f"step {stopped_at}: {reason}, though the learning rate was halved before; choose a lower one"
             )
         tensors, facts = (found.tensors, found.facts) if found else self._new_run().state()
         self.run.roll_back(tensors, facts)
-        message = (
-            f"rolled back from step {skipped.number} to step {self.run.step}, from here on with half the learning rate"
-        )
+        message = f"{reason}; rolled back from step {stopped_at} to step {self.run.step}, with half the learning rate"
         self.say(WarningReport(code="rolled_back", message=message, step=self.run.step))
 
     def _keep_last_good(self, found: checkpoint.Checkpoint | None) -> None:
         """Makes the last good state a usable adapter, though the job fails."""
-        if found is None:
-            return
-        self.run.load(found.tensors, found.facts)
-        self.metrics = dict(found.facts["metrics"])
-        adapter = self._export(f"step-{found.step}.zip")
-        self.say(CheckpointReport(step=found.step, path=found.path, adapter=adapter, metrics=self.metrics))
+        if found is not None:
+            self._load(found)
+            self._tell(found.path, self._export(f"step-{found.step}.zip"))
 
     def _settle(self) -> None:
-        """Does what belongs to the step just done: validation, adapter, checkpoint."""
+        """Does what belongs to the step just done: validation, adapter, checkpoint. Nothing for a step gone wrong."""
         if self.drain.is_set():
             self._stop()
-        if self._is_validation_due():
-            self._validate()
-        adapter = self._export(f"step-{self.run.step}.zip") if self._is_adapter_due() else None
-        if adapter or self._is_checkpoint_due():
-            self._save(adapter=adapter)
+        is_last = not self.run.is_active and self.run.has_finite_weights
+        if not (self.run.is_sound or is_last):
+            return
+        if self._is_validation_due() and not self._validate():
+            self._go_back("the validation loss is not finite")
+            return
+        has_adapter = self._is_adapter_due()
+        if has_adapter or self._is_checkpoint_due():
+            path = self._save(has_adapter=has_adapter)
+            self._tell(path, self._export(f"step-{self.run.step}.zip") if has_adapter else None)
 
     def _is_validation_due(self) -> bool:
         if self.validation is None:
@@ -202,19 +216,25 @@ class Attempt:
         is_late = time.monotonic() - self.saved_at >= self.settings.checkpoint_s
         return is_late or self.run.is_at_epoch_end or self.run.step % self.settings.checkpoint_steps == 0
 
-    def _validate(self) -> None:
+    def _validate(self) -> bool:
+        """Scores the whole validation file and says the result; False, and nothing said, where it is not finite."""
         assert self.validation is not None
-        self.say(PhaseReport(phase="evaluating"))
-        score = Score()
+        score, said_at = Score(), -math.inf
         for so_far in evaluate(self.model, self.run.method, self.validation, self.spec.tokens_per_batch):
             score = so_far
+            if time.monotonic() - said_at >= SIGN_OF_LIFE_S:
+                self.say(PhaseReport(phase="evaluating"))
+                said_at = time.monotonic()
             if self.drain.is_set():
                 self._stop()
+        if not math.isfinite(score.loss):
+            return False
         found = {"valid_loss": score.loss, "valid_mean_token_accuracy": score.accuracy}
         self.metrics |= found
         self.say(ValidationReport(step=self.run.step, total_steps=self.run.total_steps, **found))
         self._reached(f"validation:{self.run.step}")
         self.say(PhaseReport(phase="training"))
+        return True
 
     def _export(self, name: str) -> Path:
         return export(
@@ -226,27 +246,31 @@ class Attempt:
             metrics=self.metrics,
         )
 
-    def _save(self, *, adapter: Path | None = None, is_settled: bool = True) -> None:
+    def _save(self, *, has_adapter: bool = False, is_settled: bool = True) -> Path:
         tensors, facts = self.run.state()
         path = checkpoint.save(
             self.checkpoints,
             step=self.run.step,
             lease_epoch=self.assignment.lease_epoch,
             tensors=tensors,
-            facts=facts | {"metrics": self.metrics, "is_settled": is_settled},
+            facts=facts | {"metrics": self.metrics, "has_adapter": has_adapter, "is_settled": is_settled},
         )
         self.saved_at = time.monotonic()
         self._reached(f"checkpoint:{self.run.step}")
+        return path
+
+    def _tell(self, path: Path, adapter: Path | None = None) -> None:
         self.say(CheckpointReport(step=self.run.step, path=path, adapter=adapter, metrics=self.metrics))
 
     def _stop_if_asked(self) -> None:
         if self.drain.is_set():
             raise Drained
 
-    def _stop(self) -> None:
+    def _stop(self) -> NoReturn:
         """Saves what was learned; what still belongs to this step is left to the next attempt."""
-        if self.run.step:
-            self._save(is_settled=False)
+        # After a step gone wrong the next attempt starts from the last good state and comes by here again.
+        if self.run.step and self.run.is_sound:
+            self._tell(self._save(is_settled=False))
         raise Drained
 
     def _finish(self) -> int:
