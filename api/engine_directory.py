@@ -36,12 +36,12 @@ class EngineDirectory:
 
         Every API process comes to the same order.
         """
-        if self._clock() - self._read_at > FRESH_S:
+        is_fresh = self._clock() - self._read_at <= FRESH_S
+        ready = self._ready(base_model) if is_fresh else []
+        if not ready:  # that there is none is never believed without a look
             self._engines = await run_sync(self._read)
             self._read_at = self._clock()
-        ready = [
-            engine for engine in self._engines if engine.is_ready and engine.base_model == base_model and engine.url
-        ]
+            ready = self._ready(base_model)
         now = self._clock()
         if is_awake:
             ready = [engine for engine in ready if not self._rests_at(engine, now)]
@@ -58,6 +58,11 @@ class EngineDirectory:
     def answered(self, engine: Presence) -> None:
         """It works: forget its failures."""
         self._rests.pop(_life(engine), None)
+
+    def _ready(self, base_model: str) -> list[Presence]:
+        return [
+            engine for engine in self._engines if engine.is_ready and engine.base_model == base_model and engine.url
+        ]
 
     def _rests_at(self, engine: Presence, now: float) -> bool:
         rest = self._rests.get(_life(engine))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
+from databases import postgres_server, postgres_url
 from fake_engine import FakeEngine, Served
 
 from api.main import create_app
@@ -19,6 +20,8 @@ from core.records.accounts import Account
 from core.records.database import Database
 from core.records.tables import new_id
 from core.settings import Settings
+
+__all__ = ["postgres_server", "postgres_url"]
 
 BASE = "smollm2-135m-instruct"
 CHAT_LINE = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}) + "\n"
@@ -96,6 +99,28 @@ def peft_zip(text: str) -> bytes:
 
 @pytest.fixture
 def service(settings):
+    with serving(settings) as running_service:
+        yield running_service
+
+
+@pytest.fixture
+def service_on_postgres(tmp_path, postgres_url):
+    settings = Settings(
+        data_dir=tmp_path,
+        redis_url=f"unix://{tmp_path}/nobody.sock",
+        database_url=postgres_url,
+        max_upload_bytes=1 << 20,
+    )
+    database = Database(postgres_url)
+    database.migrate()
+    database.close()
+    with serving(settings) as running_service:
+        yield running_service
+
+
+@contextmanager
+def serving(settings):
+    """The front end on a free port, with one organisation that has a key."""
     database = Database(settings.database)
     account, key = accounts.create_project(database, slug="acme", name="Acme", environment="local", is_admin=True)
     with Served(create_app(settings)) as served, client(served.url, key) as http:

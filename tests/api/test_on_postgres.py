@@ -1,0 +1,56 @@
+"""What the front end asks of a database in its own words, asked of Postgres."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import BASE, running
+
+
+@pytest.fixture
+def service(service_on_postgres):
+    return service_on_postgres
+
+
+def test_metadata_and_cursors(service):
+    ids = [service.job(metadata={"team": f"t{n % 2}", "a.b c": "x"}).json()["id"] for n in range(3)]
+    bare = service.job().json()["id"]
+
+    def listed(**query):
+        return [job["id"] for job in service.http.get("/v1/fine_tuning/jobs", params=query).json()["data"]]
+
+    assert listed(**{"metadata[team]": "t0", "metadata[a.b c]": "x"}) == [ids[2], ids[0]]
+    assert listed(metadata="null") == [bare]
+    assert listed(after=ids[2]) == [ids[1], ids[0]]
+
+
+def test_the_same_write_at_once_makes_one_job(service):
+    body = {"model": BASE, "training_file": service.upload().json()["id"]}
+
+    def create(_):
+        return service.http.post("/v1/fine_tuning/jobs", json=body, headers={"idempotency-key": "race"})
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(create, range(16)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+def test_the_stock_clients_own_repetition(service):
+    body = {"model": BASE, "training_file": service.upload().json()["id"]}
+
+    def create(count):
+        headers = {"x-stainless-retry-count": count}
+        return service.http.post("/v1/fine_tuning/jobs", json=body, headers=headers).json()["id"]
+
+    first, repeated, meant = create("0"), create("1"), create("0")
+    assert first == repeated != meant
+
+
+def test_a_finished_adapter_is_asked_and_deleted(service):
+    job = service.adapter()
+    ask = {"model": job["fine_tuned_model"], "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    with running(service):
+        assert service.http.post("/v1/chat/completions", json=ask).status_code == 200
+    assert service.http.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"][0]["kind"] == "succeeded"
+    assert service.http.delete(f"/v1/models/{job['fine_tuned_model']}").status_code == 200
+    assert service.http.post("/v1/chat/completions", json=ask).status_code == 404
