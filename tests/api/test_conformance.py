@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import running
+from serving import running
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = {"1.109.1": ROOT / ".cache/openai/1", "2.54.0": ROOT / ".cache/openai/2", "3.54.0": None}

@@ -1,6 +1,6 @@
 import anyio
 import pytest
-from conftest import BASE
+from serving import BASE
 
 from api.engine_directory import EngineDirectory
 from core.records import presences

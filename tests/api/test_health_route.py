@@ -3,7 +3,7 @@ import time
 
 import httpx
 import redis
-from conftest import BASE
+from serving import BASE
 
 from api import processes
 from api.queue import Queue

@@ -2,8 +2,8 @@ import dataclasses
 
 import httpx
 import pytest
-from conftest import client
 from fake_engine import Served
+from serving import client
 
 from api.limits import MAX_BUCKETS, RateLimiter
 from api.main import create_app

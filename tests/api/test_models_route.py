@@ -3,7 +3,7 @@ import io
 import zipfile
 
 import pytest
-from conftest import BASE
+from serving import BASE
 from sqlalchemy import select
 
 from core.records.tables import AuditEntry

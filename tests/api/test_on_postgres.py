@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import BASE, running
+from serving import BASE, running
 
 
 @pytest.fixture
