@@ -57,7 +57,7 @@ class Diverged(Exception):
 class Attempt:
     """What one attempt holds in its hands.
 
-    Raises Drained, Diverged, UnusableMethodError, UnusableFileError, UnusableBaseModel; anything else is a crash.
+    It raises Drained, Diverged, UnusableMethodError, UnusableFileError, UnusableBaseModel; anything else is a crash.
     """
 
     def __init__(
@@ -86,13 +86,14 @@ class Attempt:
         while True:
             for event in train(self.model, [self.run]):
                 match event:
-                    case Step():
+                    case Step(number=number):
                         self._report(event)
-                    case Skipped():
+                    case Skipped(number=number):
                         self._skip(event)
-                    case Failed():
-                        raise event.error
-                self._settle()
+                    case Failed(error=error):
+                        raise error
+                if self.run.step == number:  # after a roll-back it is a step that was settled before
+                    self._settle()
             if self.run.has_finite_weights:
                 return self._finish()
             self._go_back("the adapter itself is not finite")
@@ -112,7 +113,8 @@ class Attempt:
         return base
 
     def _read(self, path: Path, param: str) -> Corpus:
-        self._stop_if_asked()
+        if self.drain.is_set():
+            raise Drained
         return corpus_of(path, self.base.tokenizer, self.spec, param=param)
 
     def _new_run(self) -> Run:
@@ -261,10 +263,6 @@ class Attempt:
 
     def _tell(self, path: Path, adapter: Path | None = None) -> None:
         self.say(CheckpointReport(step=self.run.step, path=path, adapter=adapter, metrics=self.metrics))
-
-    def _stop_if_asked(self) -> None:
-        if self.drain.is_set():
-            raise Drained
 
     def _stop(self) -> NoReturn:
         """Saves what was learned; what still belongs to this step is left to the next attempt."""

@@ -6,8 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from tiny_job import STEPS, make_assignment, make_tiny_base, numbers, sha256
+from tiny_job import make_assignment, numbers, sha256
 
 from core.specs.assignment import (
     DRAINED,
@@ -15,7 +14,6 @@ from core.specs.assignment import (
     ORPHANED,
     REPORT,
     CheckpointReport,
-    FinishedReport,
     StepReport,
 )
 
@@ -28,11 +26,6 @@ ENVIRONMENT = {
     "GRAFT_PRECISION": "fp32",
     "GRAFT_CHECKPOINT_STEPS": "2",
 }
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return make_tiny_base(tmp_path_factory.mktemp("base"))
 
 
 class Process:
@@ -74,37 +67,33 @@ class Process:
         self.popen.stdout.close()
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, base):
-    """What an uninterrupted child says."""
-    with Process(make_assignment(tmp_path_factory.mktemp("whole") / "job", base)) as child:
-        code, reports = child.end()
+def test_a_child_says_reports_and_nothing_else_and_leaves_the_adapter(tmp_path, tiny_entry, whole):
+    reports, adapter = whole
+    with Process(make_assignment(tmp_path / "job", tiny_entry)) as child:
+        code, said = child.end()
     assert code == FINISHED
-    return reports
+    assert numbers(said) == numbers(reports)
+    assert sha256(said[-1].adapter) == adapter
 
 
-def test_a_child_says_reports_and_nothing_else_and_leaves_an_adapter(whole):
-    steps = [report.step for report in whole if isinstance(report, StepReport)]
-    assert steps == list(range(1, STEPS + 1))
-    assert isinstance(whole[-1], FinishedReport)
-    assert whole[-1].adapter.is_file()
-
-
-def test_a_child_killed_at_a_step_and_at_a_checkpoint_ends_with_the_same_bytes(tmp_path, base, whole):
+def test_a_child_killed_at_a_step_and_at_a_checkpoint_ends_with_the_same_bytes(tmp_path, tiny_entry, whole):
     said, codes = [], []
     for lease_epoch in (1, 2, 3):
-        assignment = make_assignment(tmp_path / "job", base, lease_epoch=lease_epoch)
+        assignment = make_assignment(tmp_path / "job", tiny_entry, lease_epoch=lease_epoch)
         with Process(assignment, GRAFT_TEST="1", GRAFT_CRASH_AT="step:3,checkpoint:6@2") as child:
             code, reports = child.end()
         codes.append(code)
         said += reports
     assert codes == [-signal.SIGKILL, -signal.SIGKILL, FINISHED]
-    assert sha256(said[-1].adapter) == sha256(whole[-1].adapter)
-    assert numbers(said) == numbers(whole)
+    reports, adapter = whole
+    assert sha256(said[-1].adapter) == adapter
+    assert numbers(said) == numbers(reports)
 
 
-def test_sigterm_means_finish_the_step_write_a_checkpoint_and_leave(tmp_path, base):
-    with Process(make_assignment(tmp_path / "job", base, n_epochs=1000), GRAFT_CHECKPOINT_STEPS="100000") as child:
+def test_sigterm_means_finish_the_step_write_a_checkpoint_and_leave(tmp_path, tiny_entry):
+    with Process(
+        make_assignment(tmp_path / "job", tiny_entry, n_epochs=1000), GRAFT_CHECKPOINT_STEPS="100000"
+    ) as child:
         child.hear_until(StepReport)
         child.popen.send_signal(signal.SIGTERM)
         code, said = child.end()
@@ -115,16 +104,16 @@ def test_sigterm_means_finish_the_step_write_a_checkpoint_and_leave(tmp_path, ba
     assert said[-1].path.name == f"ck-{last_step:08d}-e1"
 
 
-def test_the_end_of_standard_input_is_the_end_of_the_child(tmp_path, base):
-    with Process(make_assignment(tmp_path / "job", base, n_epochs=1000)) as child:
+def test_the_end_of_standard_input_is_the_end_of_the_child(tmp_path, tiny_entry):
+    with Process(make_assignment(tmp_path / "job", tiny_entry, n_epochs=1000)) as child:
         child.hear_until(StepReport)
         child.popen.stdin.close()
         code, _ = child.end()
     assert code == ORPHANED
 
 
-def test_a_supervisor_that_no_longer_listens_is_the_end_of_the_child(tmp_path, base):
-    with Process(make_assignment(tmp_path / "job", base, n_epochs=1000)) as child:
+def test_a_supervisor_that_no_longer_listens_is_the_end_of_the_child(tmp_path, tiny_entry):
+    with Process(make_assignment(tmp_path / "job", tiny_entry, n_epochs=1000)) as child:
         child.hear_until(StepReport)
         child.popen.stdout.close()
         assert child.popen.wait(timeout=60) == ORPHANED

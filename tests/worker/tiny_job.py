@@ -2,15 +2,26 @@
 
 import hashlib
 import json
+import threading
 import zipfile
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from core.specs.assignment import Assignment, BaseModelEntry, CheckpointReport, StepReport, ValidationReport
+from core.specs.assignment import (
+    DRAINED,
+    FINISHED,
+    Assignment,
+    BaseModelEntry,
+    CheckpointReport,
+    StepReport,
+    ValidationReport,
+)
 from core.specs.method import LoraSpec
 from core.specs.training import TrainSpec
+from worker.outcome import outcome
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -117,3 +128,45 @@ def numbers(reports):
         key = (content["kind"], content["step"])
         assert said.setdefault(key, content) == content
     return said
+
+
+class Killed(BaseException):
+    """As kill -9: nothing of ours gets to run any more."""
+
+
+def attempt(assignment, *, kill_at=None, drain_at=None, checkpoint_steps=2, checkpoint_s=300):
+    """(exit code or None if killed, reports). kill_at: before the report of that number; drain_at: after so many."""
+    reports, drain = [], threading.Event()
+
+    def say(report):
+        if len(reports) == kill_at:
+            raise Killed
+        reports.append(report)
+        if len(reports) == drain_at:
+            drain.set()
+
+    with pytest.MonkeyPatch.context() as environment:
+        often = {"CHECKPOINT_STEPS": str(checkpoint_steps), "CHECKPOINT_S": str(checkpoint_s)}
+        for name, value in (often | {"THREADS": "1", "DEVICE": "cpu", "PRECISION": "fp32"}).items():
+            environment.setenv(f"GRAFT_{name}", value)
+        try:
+            return outcome(assignment, say=say, drain=drain), reports
+        except Killed:
+            return None, reports
+
+
+def attempts(folder, base, stops, **changes):
+    """Attempts with these stops, then one to the end. stops: {"kill_at": n} or {"drain_at": n}. All their reports."""
+    said = []
+    for lease_epoch, stop in enumerate([*stops, {}], start=1):
+        code, reports = attempt(make_assignment(folder, base, lease_epoch=lease_epoch, **changes), **stop)
+        said += reports
+        if code == FINISHED:
+            return said
+        assert code == (DRAINED if "drain_at" in stop else None)
+    raise AssertionError("the last attempt did not finish")
+
+
+def of_kind(reports, kind):
+    """Those of one class."""
+    return [report for report in reports if isinstance(report, kind)]
