@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sqlite3
+from unittest.mock import ANY
 
 import pytest
 from one_machine import colours, finish, until, upload, wait_for_step
@@ -30,20 +32,26 @@ def begin(client, suffix):
     return job
 
 
-def assert_finished_once(client, job, suffix):
+def assert_finished_once(service, client, job):
+    """It succeeded, in two attempts of which the second went on from a checkpoint, with one adapter that answers."""
     done = finish(client, job.id)
     assert done.status == "succeeded", done.error
-    metrics, after = [], None
-    while True:
-        page = client.fine_tuning.jobs.list_events(job.id, limit=100, **({"after": after} if after else {}))
-        metrics += [event for event in page.data if event.type == "metrics"]
-        if not page.has_more:
-            break
-        after = page.data[-1].id
-    steps = {event.data["step"] for event in metrics if "train_loss" in event.data}
-    assert steps == set(range(1, STEPS + 1))
-    made = [model.id for model in client.models.list().data if model.id.startswith("ft:") and suffix in model.id]
-    assert [name for name in made if ":ckpt-step-" not in name] == [done.fine_tuned_model]
+    with sqlite3.connect(f"file:{service.data_dir / 'graft.db'}?mode=ro", uri=True) as database:
+        steps = database.execute(
+            "select lease_epoch, min(step), max(step), count(*), count(distinct step) from job_events"
+            " where job_id = ? and kind = 'step' group by lease_epoch order by lease_epoch",
+            (job.id,),
+        ).fetchall()
+        adapters = database.execute("select name from adapters where job_id = ?", (job.id,)).fetchall()
+        ends = database.execute(
+            "select lease_epoch from job_events where job_id = ? and kind = 'succeeded'", (job.id,)
+        ).fetchall()
+    assert [(epoch, first, last) for epoch, first, last, *_ in steps] == [(1, 1, ANY), (2, ANY, STEPS)]
+    (_, _, reached, *_), (_, resumed, *_) = steps
+    assert 1 < resumed <= reached + 1
+    assert all(count == distinct == last - first + 1 for _, first, last, count, distinct in steps)
+    assert adapters == [(done.fine_tuned_model,)]
+    assert ends == [(2,)]
     reply = client.chat.completions.create(
         model=done.fine_tuned_model, messages=[{"role": "user", "content": "item 1"}], max_tokens=4
     )
@@ -54,7 +62,7 @@ def test_a_job_survives_the_kill_of_its_trainer_child(service):
     client = service.client()
     job = begin(client, "child")
     os.kill(service.member("worker.trainer_process"), signal.SIGKILL)
-    assert_finished_once(client, job, "child")
+    assert_finished_once(service, client, job)
 
 
 def test_a_job_survives_the_kill_of_its_worker(service):
@@ -63,7 +71,7 @@ def test_a_job_survives_the_kill_of_its_worker(service):
     child, worker = service.member("worker.trainer_process"), service.member("worker.celery_app")
     os.kill(worker, signal.SIGKILL)
     until(lambda: child not in service.members(), 3.0, "the child's death with its worker")
-    assert_finished_once(client, job, "worker")
+    assert_finished_once(service, client, job)
 
 
 def test_a_job_survives_a_restart_of_everything(service):
@@ -72,7 +80,7 @@ def test_a_job_survives_a_restart_of_everything(service):
     service.stop()
     service.start()
     assert client.fine_tuning.jobs.retrieve(job.id).status in {"queued", "running"}
-    assert_finished_once(client, job, "restart")
+    assert_finished_once(service, client, job)
 
 
 def test_a_job_survives_the_kill_of_the_launcher_which_takes_all_with_it(service):
@@ -81,5 +89,5 @@ def test_a_job_survives_the_kill_of_the_launcher_which_takes_all_with_it(service
     service.kill()
     service.assert_nothing_left()
     service.start()
-    assert_finished_once(client, job, "launcher")
+    assert_finished_once(service, client, job)
     service.stop()

