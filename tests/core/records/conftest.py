@@ -1,7 +1,7 @@
 """The real databases, and rows to begin with."""
 
 import pytest
-from databases import database_url, db, postgres_server, postgres_template, postgres_url, sqlite_template
+from databases import database_url, db, postgres_server, postgres_tables, postgres_url, sqlite_template
 from sqlalchemy import update
 
 from core.blobs import Blob
@@ -10,7 +10,7 @@ from core.records.tables import Job
 from core.specs.method import LoraSpec
 from core.specs.training import HyperparametersRequest, TrainingRequest, resolve
 
-__all__ = ["database_url", "db", "postgres_server", "postgres_template", "postgres_url", "sqlite_template"]
+__all__ = ["database_url", "db", "postgres_server", "postgres_tables", "postgres_url", "sqlite_template"]
 
 LEASE_S = 60.0
 

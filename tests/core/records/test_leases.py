@@ -298,5 +298,7 @@ def test_without_the_trigger_what_has_ended_could_be_altered(db, machine, make_j
     with db.writing() as session:
         on = " ON jobs" if db.engine.dialect.name == "postgresql" else "_update"
         session.execute(text(f"DROP TRIGGER finished_jobs_stand{on}"))
-    machine.set(job_id, state="queued")
-    assert machine.job(job_id).state == "queued"
+        session.execute(update(Job).values(state="queued"))
+        assert session.get_one(Job, job_id).state == "queued"
+        session.rollback()  # the trigger is there again
+    assert machine.job(job_id).state == "failed"
