@@ -91,15 +91,16 @@ def _converted(source: Path, target: Path) -> Path:
 
 def _convert(source: Path, part: Path) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    with offline():
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent,
-            gguf_file=source.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),
-            local_files_only=True,
-        )
+    given = {"gguf_file": source.name, "local_files_only": True}
+    try:
+        with offline():
+            tokenizer = AutoTokenizer.from_pretrained(source.parent, **given)
+            model = AutoModelForCausalLM.from_pretrained(
+                source.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **given
+            )
+    except Exception as error:
+        # The library's readers of strange files raise what they happen to run into.
+        raise UnusableBaseModel(f"{source} cannot be converted: {error}") from error
     refuse_architecture(source, model.config.model_type)
     tokenizer.save_pretrained(part)
     model.save_pretrained(part)
