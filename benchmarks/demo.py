@@ -151,7 +151,7 @@ def outcome(
     model = str(job.fine_tuned_model)
     adapter = client.get(f"/adapters/{model}", cast_to=dict[str, object])
     before, after = hits[base, task], hits[model, task]
-    events = client.fine_tuning.jobs.list_events(job.id, limit=1000)
+    events = client.fine_tuning.jobs.list_events(job.id, limit=100).data  # newest first
     steps = max(e.data["step"] for e in events if e.type == "metrics" and isinstance(e.data, dict))
     started = getattr(job, "started_at", None) or job.created_at
     return Outcome(

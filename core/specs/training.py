@@ -106,7 +106,7 @@ def resolve(
     epochs = hyperparameters.n_epochs
     if epochs == "auto":
         # Small sets need more passes to be learned; beyond a few hundred optimiser steps more passes only overfit.
-        epochs = max(1, min(10, round(400 * batch / max(n_examples, 1))))
+        epochs = max(1, min(6, round(400 * batch / max(n_examples, 1))))
         epochs = max(epochs, 3) if n_examples < SMALL_DATASET else max(1, epochs)
     multiplier = 1.0 if hyperparameters.learning_rate_multiplier == "auto" else hyperparameters.learning_rate_multiplier
     rate = 5e-4 if training.learning_rate == "auto" else training.learning_rate

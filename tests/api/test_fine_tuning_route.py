@@ -29,7 +29,7 @@ def test_a_job_is_made_with_every_value_in_force(service):
     job = answer.json()
     assert job.pop("id").startswith("ftjob-")
     assert abs(job.pop("created_at") - time.time()) < 5
-    hyperparameters = {"n_epochs": 10, "batch_size": 8, "learning_rate_multiplier": 1.0}
+    hyperparameters = {"n_epochs": 6, "batch_size": 8, "learning_rate_multiplier": 1.0}
     assert job == {
         "object": "fine_tuning.job",
         "error": None,
