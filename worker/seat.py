@@ -83,12 +83,12 @@ class Seat:
             self._wait()
 
     def _wait(self) -> None:
-        left_s = self._shop.settings.poll_s * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # spreads load
+        left_s = self._shop.settings.poll_s * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  # spread
         while left_s > 0 and not self._shop.closing.is_set() and not self._glance.wait(min(TURN_S, left_s)):
             left_s -= TURN_S
 
     def _do(self, job_id: str | None) -> bool:
-        """Claim and work. Whatever goes wrong is told and over: the job's lease ends, and somebody takes it up again."""
+        """Claim and work. Whatever goes wrong is told and over: the job's lease ends and another takes it up."""
         try:
             held = self._claim(job_id)
             if held is None:

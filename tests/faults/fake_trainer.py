@@ -33,6 +33,7 @@ from core.specs.assignment import (
     StepReport,
     ValidationReport,
 )
+from worker.failpoints import reached
 
 
 def say(report: Report) -> None:
@@ -164,8 +165,8 @@ class FakeTrainer:
         return None
 
     def crash_where_asked(self) -> None:
-        is_asked = os.environ.get("GRAFT_TEST") == "1" and os.environ.get("GRAFT_CRASH_AT") == f"step:{self.step}"
-        if (is_asked and self.assignment.lease_epoch == 1) or self.step == self.faults.get("die_at"):
+        reached(f"step:{self.step}", self.assignment.lease_epoch)
+        if self.step == self.faults.get("die_at"):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.step == self.faults.get("hang_at"):
             time.sleep(600)
