@@ -1,0 +1,144 @@
+import time
+
+import pytest
+from job_bench import JobBench, wait_until
+from sqlalchemy.exc import OperationalError
+
+from core.records import jobs
+from core.records.events import Event
+from core.specs.assignment import PhaseReport, StepReport, ValidationReport, WarningReport
+from worker.progress import Progress, Verdict, validation_event
+
+
+def step(number, of=10, loss=1.0):
+    return StepReport(
+        step=number,
+        total_steps=of,
+        epoch=number / of,
+        train_loss=loss,
+        train_mean_token_accuracy=0.5,
+        learning_rate=0.1,
+        grad_norm=1.0,
+        tokens=8,
+        trained_tokens=number * 8,
+        tokens_per_s=80.0,
+        memory_bytes=1,
+    )
+
+
+@pytest.fixture
+def bench(tmp_path):
+    bench = JobBench(tmp_path)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def held(bench):
+    job_id = bench.submit()
+    return jobs.claim(bench.db, owner="worker", lease_s=2.0, job_id=job_id)
+
+
+@pytest.fixture
+def lost():
+    return []
+
+
+@pytest.fixture
+def progress(bench, held, lost):
+    return Progress(bench.db, held, lease_s=2.0, heartbeat_s=0.3, on_lost=lambda: lost.append(time.monotonic()))
+
+
+def test_what_is_taken_is_written_in_order_without_being_asked(bench, held, progress):
+    with progress:
+        progress.take(PhaseReport(phase="training"))
+        for number in (1, 2, 3):
+            progress.take(step(number))
+        progress.take(WarningReport(code="step_skipped", message="Step 3 was skipped", step=3))
+        wait_until(lambda: bench.job(held.job_id).step == 3)
+    job = bench.job(held.job_id)
+    assert (job.phase, job.total_steps, job.trained_tokens) == ("training", 10, 24)
+    assert bench.kinds(held.job_id)[2:] == ["phase", "step", "step", "step", "step_skipped"]
+
+
+def test_a_thousand_steps_a_second_are_a_few_writes(bench, held, progress, monkeypatch):
+    writes, record = [], jobs.record
+    monkeypatch.setattr(jobs, "record", lambda *args: (writes.append(1), record(*args)))
+    with progress:
+        for number in range(1, 1001):
+            progress.take(step(number, of=1000))
+            time.sleep(0.001)
+        progress.write()
+    assert len(bench.steps(held.job_id)) == 1000
+    assert len(writes) <= 12
+
+
+def test_an_idle_run_keeps_its_lease(bench, held, progress):
+    first = bench.job(held.job_id).lease_until
+    with progress:
+        wait_until(lambda: bench.job(held.job_id).lease_until > first + 1)
+        assert progress.verdict is Verdict.GO_ON
+
+
+def test_after_stop_no_heartbeat_comes(bench, held, progress):
+    with progress:
+        progress.stop()
+        before = bench.job(held.job_id).lease_until
+        time.sleep(0.7)  # two heartbeats
+        assert bench.job(held.job_id).lease_until == before
+
+
+def test_a_customers_cancel_is_heard_at_the_next_heartbeat(bench, held, progress, lost):
+    with progress:
+        bench.cancel(held.job_id)
+        wait_until(lambda: progress.verdict is Verdict.CANCEL, within=5)
+    assert lost == []
+
+
+def test_a_fenced_attempt_is_lost_once_and_says_no_more(bench, held, progress, lost):
+    with progress:
+        bench.set(held.job_id, lease_epoch=held.lease_epoch + 1)
+        wait_until(lambda: progress.verdict is Verdict.LOST, within=5)
+        progress.take(step(1))
+        with pytest.raises(jobs.Fenced):
+            progress.write()
+    assert len(lost) == 1
+    assert bench.steps(held.job_id) == []
+
+
+def test_nothing_noted_is_lost_while_the_database_is_away(bench, held, progress, monkeypatch):
+    record, is_away = jobs.record, iter([True, True])
+
+    def away_at_first(*args):
+        if next(is_away, False):
+            raise OperationalError("INSERT", {}, Exception("gone"))
+        record(*args)
+
+    monkeypatch.setattr(jobs, "record", away_at_first)
+    with progress:
+        for number in (1, 2):
+            progress.take(step(number))
+            with pytest.raises(OperationalError):
+                progress.write()
+        progress.note(Event("last", "The last one"))
+        progress.write()
+    assert bench.kinds(held.job_id)[-3:] == ["step", "step", "last"]
+
+
+def test_without_a_heartbeat_it_gives_up_before_the_lease_is_over(progress, lost, monkeypatch):
+    def away(*_, **__):
+        raise OperationalError("UPDATE", {}, Exception("gone"))
+
+    monkeypatch.setattr(jobs, "beat", away)
+    began_at = time.monotonic()
+    with progress:
+        wait_until(lambda: lost, within=5)
+    assert 1.0 < lost[0] - began_at < 2.0
+    assert progress.verdict is Verdict.LOST
+
+
+def test_a_validation_repeats_its_own_steps_metrics_and_no_others():
+    said = {"total_steps": 10, "valid_loss": 2.0, "valid_mean_token_accuracy": 0.25}
+    assert validation_event(ValidationReport(step=4, **said), step(4, loss=1.5)).data["train_loss"] == 1.5
+    late = validation_event(ValidationReport(step=5, **said), step(4, loss=1.5)).data
+    assert (late["train_loss"], late["step"], late["full_valid_loss"]) == (None, 5, 2.0)
