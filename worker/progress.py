@@ -59,6 +59,7 @@ class Progress:
         self._renewed_at = time.monotonic()
         self._events: list[Event] = []
         self._phase: Phase | None = None
+        self._told: set[Phase] = set()
         self._last_step: StepReport | None = None
         self._is_unsaid = (
             False  # whether the row itself is behind: a phase, or the first step, without which a death is barren
@@ -92,9 +93,11 @@ class Progress:
         """Note what the trainer said; it is written within WRITE_S."""
         with self._state:
             match report:
-                case PhaseReport() if report.phase != self._phase:
+                case PhaseReport():
                     self._phase = report.phase
-                    self._events.append(Event("phase", PHASES[report.phase], data={"phase": report.phase}))
+                    if report.phase not in self._told:  # training and evaluating take turns: once is enough
+                        self._told.add(report.phase)
+                        self._events.append(Event("phase", PHASES[report.phase], data={"phase": report.phase}))
                 case StepReport():
                     self._last_step = report
                     self._events.append(step_event(report))

@@ -61,6 +61,15 @@ def test_what_is_taken_is_written_in_order_without_being_asked(bench, held, prog
     assert bench.kinds(held.job_id)[2:] == ["phase", "step", "step", "step", "step_skipped"]
 
 
+def test_phases_that_take_turns_are_told_of_once_and_the_row_says_the_present_one(bench, held, progress):
+    with progress:
+        for phase in ("training", "evaluating", "training", "evaluating"):
+            progress.take(PhaseReport(phase=phase))
+        progress.write()
+    assert [event.message for event in bench.events(held.job_id)][2:] == ["Training", "Evaluating"]
+    assert bench.job(held.job_id).phase == "evaluating"
+
+
 def test_a_thousand_steps_a_second_are_a_few_writes(bench, held, progress, monkeypatch):
     writes, record = [], jobs.record
     monkeypatch.setattr(jobs, "record", lambda *args: (writes.append(1), record(*args)))
