@@ -65,6 +65,7 @@ def job(row: Job, adapter_name: str | None) -> Shape:
         "created_at": int(row.created_at),
         "error": _job_error(row),
         "fine_tuned_model": adapter_name,
+        "started_at": _whole(row.started_at),
         "finished_at": _whole(row.finished_at),
         "hyperparameters": hyperparameters,
         "model": row.base_model,

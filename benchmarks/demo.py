@@ -133,7 +133,7 @@ def serve(
     seconds = time.monotonic() - began
     hits = {(m, t): [] for m, t, _ in asked}  # type: dict[tuple[str, Task], list[bool]]
     for (model, task, row), (text, _) in zip(asked, answers, strict=True):
-        hits[model, task].append(text.strip() == row.answer)
+        hits[model, task].append(plain(text) == plain(row.answer))
     tokens = sum(count for _, count in answers)
     outcomes = [outcome(client, task, job, hits, base) for task, job in done.items()]
     return outcomes, {
@@ -142,6 +142,11 @@ def serve(
         "seconds": seconds,
         "tokens_per_s": tokens / seconds,
     }
+
+
+def plain(text: str) -> str:
+    """An answer without what a fair judge overlooks: letter case, white space around it, a full stop at its end."""
+    return text.strip().rstrip(".").casefold()
 
 
 def outcome(
@@ -168,7 +173,7 @@ def outcome(
 
 def show(outcomes: list[Outcome], batch: dict[str, float]) -> None:
     """The table that ends the demo."""
-    table = Table(title="Held-out rows answered word for word", title_style="bold")
+    table = Table(title="Held-out rows answered exactly (letter case and a last full stop aside)", title_style="bold")
     for head in ("task", "rows", "base", "adapter", "training", "steps", "adapter size"):
         table.add_column(head, justify="left" if head == "task" else "right")
     for o in outcomes:

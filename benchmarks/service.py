@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from core.settings import Settings
 
 READY_WITHIN_S = 300.0
-console = Console()
+console = Console(emoji=False)  # model names have colons, which are no emoji
 
 
 @contextmanager
