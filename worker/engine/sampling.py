@@ -40,11 +40,15 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     smallest set of the likeliest whose mass reaches top_p (equals stay), and one token is drawn in proportion to what
     is left.
     """
-    chosen = logits.argmax(-1)  # [n]
-    sampled = [i for i, d in enumerate(draws) if d.sampling.temperature >= GREEDY_BELOW]
+    is_greedy = [d.sampling.temperature < GREEDY_BELOW for d in draws]
+    greedy = [i for i, flag in enumerate(is_greedy) if flag]
+    sampled = [i for i, flag in enumerate(is_greedy) if not flag]
+    chosen = torch.empty(len(draws), dtype=torch.long, device=logits.device)
+    # In fp32, where both the largest is found and the rest is computed faster than in bf16.
+    if greedy:
+        chosen[greedy] = logits[greedy].float().argmax(-1)
     if sampled:
-        rows = torch.tensor(sampled, device=logits.device)
-        chosen[rows] = _sample(logits[rows].float(), [draws[i] for i in sampled])
+        chosen[sampled] = _sample(logits[sampled].float(), [draws[i] for i in sampled])
     ids: list[int] = chosen.tolist()
     return ids
 
@@ -53,7 +57,7 @@ def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Of rows that are not greedy: logits [m, V] fp32 -> ids [m]."""
     temperature = logits.new_tensor([d.sampling.temperature for d in draws])[:, None]
     # The largest becomes 0 before the division, so that no temperature can overflow it.
-    scaled = (logits - logits.amax(-1, keepdim=True)) / temperature
+    scaled = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
     scaled = _keep_top_k(scaled, [d.sampling.top_k for d in draws])
     mass = _keep_top_p(scaled.softmax(-1), [d.sampling.top_p for d in draws])  # [m, V]
     reached = mass.double().cumsum(-1)  # [m, V]

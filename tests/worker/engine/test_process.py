@@ -1,0 +1,240 @@
+"""The engine as a process: its presence, its measuring, its drain, and a loop that dies."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from core.blobs import open_store
+from core.records import presences
+from core.records.database import Database
+from core.settings import Settings
+from core.specs.generation import Frame
+from tests.worker.engine.conftest import make_tokenizer
+from worker.engine import process as process_module
+from worker.engine.process import LOOP_DIED, EngineProcess
+
+ROW = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello there"}
+
+
+@pytest.fixture
+def settings(new_base, tmp_path):
+    """A tiny base model in a folder, and a database that is ready."""
+    base = new_base("llama")
+    base.set_attn_implementation("eager")
+    base.save_pretrained(tmp_path / "tiny")
+    make_tokenizer().save_pretrained(tmp_path / "tiny")
+    made = Settings(
+        data_dir=tmp_path / "data",
+        base_models={"tiny": str(tmp_path / "tiny")},
+        default_base_model="tiny",
+        device="cpu",
+        precision="fp32",
+        engine_rows=4,
+        threads=1,
+    )
+    database = Database(made.database)
+    database.migrate()
+    database.close()
+    return made
+
+
+class Client(threading.Thread):
+    """Does its work beside the process, which needs the main thread for its signals, and then asks it to stop."""
+
+    def __init__(self, settings, work):
+        super().__init__()
+        self.settings, self.work, self.error = settings, work, None
+        self.over = threading.Event()  # the process has ended, and with it its way with signals
+        self.database = Database(settings.database)
+
+    def presence(self):
+        with self.database.session() as session:
+            found = presences.alive(session, "engine")
+        return found[0] if found else None
+
+    def ready(self):
+        """The presence, once it says that it is ready."""
+        deadline = time.monotonic() + 120
+        while (found := self.presence()) is None or not found.is_ready:
+            assert time.monotonic() < deadline, "never ready"
+            time.sleep(0.02)
+        self.http = httpx.Client(
+            base_url=found.url,
+            headers={"authorization": f"Bearer {self.settings.engine_token}"},
+            timeout=60,
+            trust_env=False,
+        )
+        return found
+
+    def run(self):
+        try:
+            self.work(self)
+        except BaseException as error:  # noqa: BLE001 - raised by the test, in its own thread
+            self.error = error
+        finally:
+            if not self.over.is_set():
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def live(settings, work, **asked):
+    """The exit status of a process beside which work(client) was done."""
+    client = Client(settings, work)
+
+    async def run():
+        process = EngineProcess(settings, **asked)
+        client.start()
+        try:
+            return await process.run()
+        finally:
+            client.over.set()
+
+    try:
+        status = asyncio.run(run())
+    finally:
+        client.join(60)
+        last = client.presence()
+        client.database.close()
+    if client.error:
+        raise client.error
+    assert last is None
+    return status
+
+
+def asked(**sampling):
+    prompt = {"request_id": "r", "base_model": "tiny", "prompt": "hello"}
+    return prompt | {"sampling": {"temperature": 1.0, "seed": 1} | sampling}
+
+
+def test_it_is_ready_once_its_base_is_open_says_so_and_leaves_in_good_order(settings):
+    def work(client):
+        found = client.ready()
+        assert (found.role, found.base_model) == ("engine", "tiny")
+        assert {k: found.details[k] for k in ("context", "vocabulary", "precision", "device", "rows")} == {
+            "context": 512,
+            "vocabulary": 99,
+            "precision": "fp32",
+            "device": "cpu",
+            "rows": 4,
+        }
+        assert client.http.get("/ready").status_code == 200
+        answer = client.http.post("/generate", json=asked(max_tokens=3))
+        frames = [Frame.model_validate_json(line) for line in answer.text.splitlines()]
+        assert frames[0].prompt_ids
+        assert frames[-1].fin
+
+    assert live(settings, work) == 0
+
+
+def test_it_measures_a_dataset_by_its_own_tokeniser(settings):
+    store = open_store(settings)
+    rows = [{"messages": ROW}, {"messages": (ROW[0], {"role": "assistant", "content": "x" * 300})}]
+    file = store.put_bytes("".join(json.dumps(row) + "\n" for row in rows).encode())
+    bad = store.put_bytes(b"not json\n")
+
+    def work(client):
+        client.ready()
+        question = {"base_model": "tiny", "file_sha256": file.sha256, "max_tokens": 100}
+        found = client.http.post("/measure", json=question).json()
+        assert (found["n_examples"], found["context"]) == (2, 512)
+        assert [row["line"] for row in found["too_long"]] == [2]
+        assert found["tokens"] > 300 < found["too_long"][0]["tokens"]
+        for sha256, code in ((bad.sha256, "invalid_file"), ("0" * 64, "file_not_found")):
+            refused = client.http.post("/measure", json=question | {"file_sha256": sha256})
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, code)
+        assert list(settings.cache_dir.glob("measure-*")) == []
+
+    assert live(settings, work) == 0
+
+
+def slow_steps(monkeypatch, step_s):
+    plain = process_module.Engine.step
+
+    def step(engine):
+        time.sleep(step_s)
+        return plain(engine)
+
+    monkeypatch.setattr(process_module.Engine, "step", step)
+
+
+@pytest.mark.parametrize(("drain_s", "end"), [(30.0, ("length", None)), (0.1, (None, "migrate"))])
+def test_asked_to_stop_it_finishes_rows_or_sends_them_elsewhere(settings, monkeypatch, drain_s, end):
+    slow_steps(monkeypatch, 0.05)
+    seen = {}
+
+    def work(client):
+        client.ready()
+        with client.http.stream("POST", "/generate", json=asked(max_tokens=12)) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            os.kill(os.getpid(), signal.SIGTERM)
+            while client.http.get("/ready").status_code == 200:
+                time.sleep(0.01)
+            seen["new"] = client.http.post("/generate", json=asked()).status_code
+            seen["is_ready"] = client.presence().is_ready
+            last = [Frame.model_validate_json(line) for line in lines if line][-1]
+        seen["end"] = (last.fin, last.error and last.error.code)
+
+    assert live(settings, work, drain_s=drain_s) == 0
+    assert seen == {"new": 503, "is_ready": False, "end": end}
+
+
+def test_a_step_loop_that_dies_ends_the_process_and_sends_rows_elsewhere(settings, monkeypatch):
+    def work(client):
+        client.ready()
+        monkeypatch.setattr(process_module.Engine, "step", lambda _: 1 / 0)
+        frames = client.http.post("/generate", json=asked(max_tokens=400)).text.splitlines()
+        assert Frame.model_validate_json(frames[-1]).error.code == "migrate"
+
+    assert live(settings, work) == LOOP_DIED
+
+
+def test_a_base_model_that_cannot_be_opened_ends_the_process(settings, tmp_path):
+    (tmp_path / "tiny" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="tiny"):
+        live(settings, lambda client: client.over.wait(60))
+
+
+def test_a_silent_database_stops_no_row(settings, monkeypatch):
+    def work(client):
+        client.ready()
+        monkeypatch.setattr(presences, "beat", lambda *_, **__: 1 / 0)
+        time.sleep(process_module.BEAT_S + 0.2)
+        assert client.http.post("/generate", json=asked(max_tokens=2)).status_code == 200
+
+    assert live(settings, work) == 0
+
+
+def test_the_command_starts_it_and_sigterm_stops_it(settings):
+    environment = {
+        "PATH": os.environ["PATH"],
+        "GRAFT_DATA_DIR": str(settings.data_dir),
+        "GRAFT_BASE_MODELS": json.dumps(settings.base_models),
+        "GRAFT_DEFAULT_BASE_MODEL": "tiny",
+        "GRAFT_DEVICE": "cpu",
+        "GRAFT_PRECISION": "fp32",
+        "GRAFT_ENGINE_ROWS": "2",
+        "GRAFT_THREADS": "1",
+    }
+    process = subprocess.Popen([sys.executable, "-m", "worker.engine.main"], env=environment, stderr=subprocess.PIPE)
+    client = Client(settings, print)
+    try:
+        client.ready()
+        assert client.http.get("/live").status_code == 200
+        process.terminate()
+        assert process.wait(30) == 0
+        assert client.presence() is None
+        events = [json.loads(line)["event"] for line in process.stderr.read().splitlines()]
+        assert events == ["engine.ready", "engine.draining"]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        client.database.close()
