@@ -8,9 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from core.base.template import ChatTemplate
-from core.data import tokens
-from core.data.formats import Fault, FaultyLineError
-from core.data.tokens import TooLongError, UnusableExampleError, encode, encode_all, encode_prompt, measure
+from core.data.tokens import TooLongError, UnusableExampleError, encode, encode_all, encode_prompt
 from core.specs.dataset import ChatExample, PromptExample
 from core.specs.generation import ChatMessage
 
@@ -272,35 +270,6 @@ def test_the_tokeniser_is_left_as_it_was(make_tokenizer):
     row_of(example("<|im_end|>", "yes"), tokenizer)
     assert tokenizer.backend_tokenizer.to_str() == before
     assert tokenizer.encode("<|im_end|>") == [2]
-
-
-def test_a_file_is_measured(jsonl, chat, tokenizers):
-    tokenizer = tokenizers["gemma"]
-    long = " ".join(["order"] * 300)
-    system = chat(("system", "x"), ("user", "y"), ("assistant", "z"))
-    path = jsonl(chat("hi", "yes"), b"", chat("hi", long), system, chat(long, "yes"))
-    rows = [row_of(example("hi", "yes"), tokenizer), row_of(example("hi", long), tokenizer)]
-    rows.append(row_of(example(long, "yes"), tokenizer))
-
-    found = measure(path, tokenizer, 100)
-
-    assert found == tokens.Measure(
-        tokens=sum(len(row.ids) for row in rows),
-        learned_tokens=sum(int(row.learned.sum()) for row in rows),
-        n_examples=4,
-        too_long=((3, len(rows[1].ids)), (5, len(rows[2].ids))),
-        n_too_long=2,
-        faults=(Fault(4, "", "chat_template", found.faults[0].message),),
-    )
-    assert "System role not supported" in found.faults[0].message
-    assert measure(path, tokenizer, None).n_too_long == 0
-
-
-def test_a_measure_keeps_the_first_hundred_and_refuses_faulty_files(jsonl, chat, tokenizers):
-    found = measure(jsonl(*[chat("hi", "yes")] * 150), tokenizers["chatml"], 3)
-    assert (found.n_too_long, len(found.too_long)) == (150, 100)
-    with pytest.raises(FaultyLineError):
-        measure(jsonl(b"{}"), tokenizers["chatml"], 3)
 
 
 @pytest.mark.smollm2
