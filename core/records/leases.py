@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from core.records.database import Database, clock, now_s
 from core.records.events import Event, append
@@ -48,39 +49,52 @@ class CancelRequested(Exception):
 def claim(db: Database, *, owner: str, lease_s: float, job_id: str | None = None) -> Claim | None:
     """T2. Take this job, or the oldest that may run now; None where there is nothing to take.
 
-    Takes a queued job, and a running one whose lease is over unless it must end (sweep does that).
+    Takes a running job whose lease is over, unless it must end (sweep does that), before any queued one.
     """
     wanted = () if job_id is None else (Job.id == job_id,)
+    with db.writing() as session:
+        for kind in (_is_orphaned(), _is_waiting()):
+            row = session.execute(_taking(kind, *wanted, owner=owner, lease_s=lease_s)).one_or_none()
+            if row is not None:
+                message = f"Attempt {row.attempt} of {row.max_attempts} started"
+                append(session, row.id, row.lease_epoch, [Event("claimed", message, data={"attempt": row.attempt})])
+                return Claim(job_id=row.id, lease_epoch=row.lease_epoch, owner=owner, attempt=row.attempt)
+    return None
+
+
+def _taking(*which: ColumnElement[bool], owner: str, lease_s: float) -> ReturningUpdate[str, int, int, int]:
+    """One guarded UPDATE of the oldest such row that nobody else is just taking."""
     # A materialised CTE: Postgres may otherwise run a LIMIT subquery more than once, and lock more rows than it takes.
     chosen = (
         select(Job.id)
-        .where(*wanted, *claimable())
+        .where(*which)
         .order_by(Job.created_at, Job.id)
         .limit(1)
         .with_for_update(skip_locked=True)
         .cte("chosen")
         .prefix_with("MATERIALIZED", dialect="postgresql")
     )
-    taken = (
+    return (
         update(Job)
         .where(Job.id == select(chosen.c.id).scalar_subquery())
         .values(_claimed(owner, lease_s))
         .returning(Job.id, Job.lease_epoch, Job.attempt, Job.max_attempts)
         .execution_options(synchronize_session=False)
     )
-    with db.writing() as session:
-        row = session.execute(taken).one_or_none()
-        if row is None:
-            return None
-        message = f"Attempt {row.attempt} of {row.max_attempts} started"
-        append(session, row.id, row.lease_epoch, [Event("claimed", message, data={"attempt": row.attempt})])
-    return Claim(job_id=row.id, lease_epoch=row.lease_epoch, owner=owner, attempt=row.attempt)
 
 
-def claimable() -> tuple[ColumnElement[bool], ...]:
+def claimable() -> ColumnElement[bool]:
     """Which rows a worker may take now."""
-    expired = and_(Job.state == "running", Job.lease_until < now_s(), Job.cancel_requested_at.is_(None), ~_is_poison())
-    return or_(and_(Job.state == "queued", Job.run_after <= now_s()), expired), Job.attempt < Job.max_attempts
+    return or_(_is_orphaned(), _is_waiting())
+
+
+def _is_waiting() -> ColumnElement[bool]:
+    return and_(Job.state == "queued", Job.run_after <= now_s(), Job.attempt < Job.max_attempts)
+
+
+def _is_orphaned() -> ColumnElement[bool]:
+    is_over = and_(Job.state == "running", Job.lease_until < now_s())
+    return and_(is_over, Job.cancel_requested_at.is_(None), ~_is_poison(), Job.attempt < Job.max_attempts)
 
 
 def _is_poison() -> ColumnElement[bool]:

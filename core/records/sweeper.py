@@ -117,7 +117,7 @@ def _takes_office(session: Session, owner: str, term_s: float) -> bool:
 
 def _end_the_dead(session: Session, owner: str) -> None:
     """T6 and T9 for jobs whose lease is over and that no worker may take: cancelled, poison, attempts exhausted."""
-    is_dead = and_(Job.state == "running", Job.lease_until < now_s(), ~and_(*claimable()))
+    is_dead = and_(Job.state == "running", Job.lease_until < now_s(), ~claimable())
     dead = session.scalars(select(Job).where(is_dead).limit(BATCH).with_for_update(skip_locked=True)).all()
     for job in dead:
         deaths = job.barren_deaths + 1 if job.progress_at is None else 0
@@ -129,7 +129,7 @@ def _end_the_dead(session: Session, owner: str) -> None:
 def _to_ring(session: Session, most: int) -> list[str]:
     waited_s = case(dict(enumerate(RING_AGAIN_S)), value=Job.rings, else_=RING_AGAIN_S[-1])
     is_due = or_(Job.last_rung_at.is_(None), Job.last_rung_at < now_s() - waited_s)
-    due = select(Job.id).where(*claimable(), is_due).order_by(Job.created_at, Job.id).limit(most)
+    due = select(Job.id).where(claimable(), is_due).order_by(Job.created_at, Job.id).limit(most)
     ids = list(session.scalars(due.with_for_update(skip_locked=True)))
     rung = update(Job).where(Job.id.in_(ids)).values(last_rung_at=now_s(), rings=Job.rings + 1)
     session.execute(rung.execution_options(synchronize_session=False))

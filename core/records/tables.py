@@ -137,7 +137,7 @@ class Job(Owned, Table):
     finished_at: Mapped[float | None]
     __table_args__ = (
         Index("jobs_by_project", "project_id", "created_at", "id"),
-        Index("jobs_to_claim", "state", "run_after"),
+        Index("jobs_to_claim", "state", "created_at", "id"),
     )
 
 

@@ -205,7 +205,7 @@ def _create_tables() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     op.create_index("jobs_by_project", "jobs", ["project_id", "created_at", "id"], unique=False)
-    op.create_index("jobs_to_claim", "jobs", ["state", "run_after"], unique=False)
+    op.create_index("jobs_to_claim", "jobs", ["state", "created_at", "id"], unique=False)
     op.create_table(
         "adapters",
         sa.Column("id", sa.String(length=64), nullable=False),

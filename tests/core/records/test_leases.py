@@ -1,5 +1,5 @@
 import pytest
-from sqlalchemy import delete, text, update
+from sqlalchemy import delete, event, text, update
 from sqlalchemy.exc import DBAPIError
 
 from core.records import jobs
@@ -41,6 +41,33 @@ def test_the_oldest_job_is_taken_first_and_a_named_one_before_it(machine, make_j
     for created_at, job_id in enumerate((first, second, third)):
         machine.set(job_id, created_at=float(created_at))
     assert [machine.claim(second).job_id, machine.claim().job_id, machine.claim().job_id] == [second, first, third]
+
+
+def test_what_a_dead_worker_left_is_taken_before_what_waits(machine, make_job):
+    waiting, orphan = make_job(), make_job()
+    machine.beat(machine.claim(orphan), step=1)
+    machine.expire(orphan)
+    assert [machine.claim().job_id, machine.claim().job_id] == [orphan, waiting]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_claim_reads_an_index_and_sorts_nothing_however_long_the_queue(db, machine, make_job):
+    make_job()
+    plans = []
+
+    def explain(connection, _cursor, statement, parameters, *_):
+        if "UPDATE jobs" in statement:
+            found = connection.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.append("\n".join(row[3] for row in found))
+
+    event.listen(db.engine, "before_cursor_execute", explain)
+    machine.claim()
+    event.remove(db.engine, "before_cursor_execute", explain)
+    assert len(plans) == 2
+    for plan in plans:
+        assert "USING INDEX jobs_to_claim (state=?)" in plan
+        assert "SCAN jobs" not in plan
+        assert "TEMP B-TREE" not in plan
 
 
 def test_a_job_that_must_wait_is_not_taken_early(machine, make_job):
