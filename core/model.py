@@ -111,7 +111,7 @@ class RoutedModel(nn.Module):
         return sites
 
     def _checkpoint(self) -> None:
-        self.base.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
+        self.base.activation_checkpointing_enable({"use_reentrant": False})
         for module in self.base.modules():
             # The library checkpoints only layers in training mode; their children, dropout among them, stay out of it.
             if isinstance(module, GradientCheckpointingLayer):

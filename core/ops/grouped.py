@@ -50,10 +50,11 @@ def add_masked(y: Tensor, x: Tensor, a: Tensor, b: Tensor, mask: Tensor) -> Tens
         x: [N, I].
         a: [R, I], the rows of all adapters under one another.
         b: [R, O], likewise, scales already in it.
-        mask: [N, R] of ones and zeros in the type of x.
+        mask: [N, R] of ones and zeros, in the type of a and b. If that is finer than y's, y is rounded once.
 
     """
-    return y.addmm_((x @ a.T).mul_(mask), b)
+    thin = (x.to(a.dtype) @ a.T).mul_(mask)  # [N, R]
+    return y.addmm_(thin, b) if y.dtype == b.dtype else y.add_(thin @ b)
 
 
 class _AddLowRank(torch.autograd.Function):
@@ -88,7 +89,7 @@ class _AddLowRank(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
         x, *kept = ctx.saved_tensors
         low, thin = kept[: len(ctx.kinds)], kept[len(ctx.kinds) :]
-        dx = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
+        dx, filled = torch.empty_like(x) if ctx.needs_input_grad[1] else None, 0
         # Spans of one adapter add up in fp32, so that rounding does not grow with their number.
         grads: list[Tensor | None] = [
             None if t is None or not ctx.needs_input_grad[4 + i] else torch.zeros_like(t, dtype=torch.float32)
@@ -104,6 +105,10 @@ class _AddLowRank(torch.autograd.Function):
             if db is not None:
                 db += (dy_here.T @ u).mul_(ctx.scales[slot])
             if dx is not None:
+                dx[filled:start] = 0
                 torch.mm(du, a, out=dx[start:stop])
+                filled = stop
+        if dx is not None:
+            dx[filled:] = 0
         cast = [None if g is None else g.to(kind) for g, kind in zip(grads, ctx.kinds, strict=True)]
         return dy, dx, None, None, *cast

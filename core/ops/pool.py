@@ -13,13 +13,16 @@ from torch import Tensor
 from core.effects import LowRank
 
 STEP = 16  # the pool grows and shrinks by this many rows
+# On a CPU a thin bf16 product costs 25 µs before it begins, an fp32 one 6. Up to this many rows fp32 is faster
+# for 1 to 16 tokens (8 tokens, 16 rows, 576 wide: 21 µs against 52 for both products), and never less exact.
+NARROW = 64
 
 
 class RankPool:
     """The stacked rows of every site: a [R, I] and b [R, O], where R covers all adapters of the pool."""
 
     def __init__(self, *, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self._dtype = device, dtype
+        self.device, self._wide = device, dtype
         self._rows: weakref.WeakKeyDictionary[LowRank, Tensor] = weakref.WeakKeyDictionary()  # adapter -> its rows
         self._sites: dict[str, tuple[Tensor, Tensor]] = {}
         self._size = 0
@@ -35,6 +38,11 @@ class RankPool:
     def site(self, name: str) -> tuple[Tensor, Tensor] | None:
         """A [R, I] and b [R, O] of one site, or None if no adapter of the pool touches it."""
         return self._sites.get(name)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the pool multiplies in: the model's type, or fp32 where that is faster."""
+        return torch.float32 if self._size <= NARROW and self.device.type == "cpu" else self._wide
 
     def hold(self, effects: Sequence[LowRank]) -> None:
         """Have these adapters in the pool, and as few others as that takes. They are resident: no gradients."""
@@ -56,7 +64,7 @@ class RankPool:
 
     def mask(self, effects: Sequence[LowRank | None]) -> Tensor:
         """[N, R]: ones at the rows of each token's adapter."""
-        mask = torch.zeros(len(effects), self._size, device=self.device, dtype=self._dtype)
+        mask = torch.zeros(len(effects), self._size, device=self.device, dtype=self.dtype)
         for n, effect in enumerate(effects):
             if effect is not None:
                 mask[n, self._rows[effect]] = 1
@@ -92,7 +100,7 @@ class RankPool:
     def _stack(self, name: str, effect: LowRank) -> tuple[Tensor, Tensor]:
         if name not in self._sites:
             widths = effect.a[name].shape[1], effect.b[name].shape[0]  # I and O
-            a, b = (torch.zeros(self._size, w, device=self.device, dtype=self._dtype) for w in widths)
+            a, b = (torch.zeros(self._size, w, device=self.device, dtype=self.dtype) for w in widths)
             self._sites[name] = (a, b)
         return self._sites[name]
 
