@@ -1,7 +1,6 @@
 """python -m worker.engine.main: serves one base model and all its adapters, with the settings of the environment."""
 
 import os
-import sys
 
 # Idle threads of a product shall not burn a core that others share. Read when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -11,4 +10,4 @@ from core.settings import Settings
 from worker.engine.process import serve
 
 if __name__ == "__main__":
-    sys.exit(serve(Settings()))
+    serve(Settings())

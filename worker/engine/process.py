@@ -257,16 +257,15 @@ def configure_logs() -> None:
     )
 
 
-def serve(settings: Settings) -> int:
-    """Runs the process; the exit status."""
+def serve(settings: Settings) -> None:
+    """Runs the process to its end and exits with its status."""
     configure_logs()
     if settings.threads:
         torch.set_num_threads(settings.threads)
 
-    async def run() -> int:
-        return await EngineProcess(settings).run()
+    async def run() -> None:
+        status = await EngineProcess(settings).run()
+        # All is said and closed. A base model half opened, a file half measured or a broken device is not waited for.
+        os._exit(status)
 
-    status = asyncio.run(run())
-    if status:
-        os._exit(status)  # a broken device may let nothing else end
-    return status
+    asyncio.run(run())

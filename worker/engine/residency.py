@@ -110,6 +110,7 @@ class Residency:
     def unpin(self, digest: str) -> None:
         """One row less wears it."""
         self._residents[digest].pins -= 1
+        self._residents.move_to_end(digest)
 
     def close(self) -> None:
         """Waits for no load."""

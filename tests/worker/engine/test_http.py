@@ -265,7 +265,7 @@ SURROGATE = b'{"request_id":"r","base_model":"tiny","prompt":"\\ud800","sampling
         (json.dumps(body(sampling={"seed": 2**63})).encode(), 400, "sampling.seed"),
         (json.dumps(body(sampling={"stop": [""]})).encode(), 400, "sampling.stop.0"),
         (json.dumps(body(adapter={"id": "x", "sha256": "../../etc"})).encode(), 400, "adapter.sha256"),
-        (json.dumps(body(prompt=None, prompt_ids=[2**70])).encode(), 400, "prompt_ids.0"),
+        (json.dumps(body(prompt=None, prompt_ids=[2**70])).encode(), 400, "prompt_ids"),
         (json.dumps(body(prompt="x" * 5000)).encode(), 413, None),
         (json.dumps(body(prompt="x" * 500)).encode(), 400, "prompt"),
         (json.dumps(body(base_model="other")).encode(), 404, "model"),

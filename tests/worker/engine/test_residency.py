@@ -87,6 +87,16 @@ def test_the_first_wish_takes_the_room_of_later_ones_never_the_reverse(new_house
     assert house.settle("first", "later") == {"first": READY, "later": BLOCKED}
 
 
+def test_what_was_worn_until_now_stays_longer_than_what_was_wished_for_before(new_house):
+    house = new_house()
+    house.settle("worn")
+    house.residency.pin("worn")
+    house.settle("wished")
+    house.residency.unpin("worn")
+    house.settle("new")
+    assert house.residency.names()[0] == ["worn", "new"]
+
+
 def test_what_waits_without_memory_and_is_no_longer_wished_for_is_let_go(new_house):
     house = new_house(units=1)
     house.settle("a")
