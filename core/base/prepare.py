@@ -11,8 +11,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import gguf
 import torch
 from filelock import FileLock
 from huggingface_hub import constants, snapshot_download
@@ -93,7 +95,7 @@ def _convert(source: Path, part: Path) -> None:
     disable_progress_bar()  # type: ignore[no-untyped-call]
     given = {"gguf_file": source.name, "local_files_only": True}
     try:
-        with offline():
+        with offline(), _reading_once():
             tokenizer = AutoTokenizer.from_pretrained(source.parent, **given)
             model = AutoModelForCausalLM.from_pretrained(
                 source.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **given
@@ -104,6 +106,20 @@ def _convert(source: Path, part: Path) -> None:
     refuse_architecture(source, model.config.model_type)
     tokenizer.save_pretrained(part)
     model.save_pretrained(part)
+
+
+@contextmanager
+def _reading_once() -> Iterator[None]:
+    """Lets the library find again what it read of a GGUF file, for half of a conversion's time.
+
+    By itself it reads the header three times over and makes the same table of names anew for every module.
+    """
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = lru_cache(maxsize=1)(reader), lru_cache(maxsize=1)(names)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
 
 
 def _download(hub: HubID, cache_dir: Path) -> Path:
