@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import gguf
 import torch
@@ -114,12 +115,13 @@ def _reading_once() -> Iterator[None]:
 
     By itself it reads the header three times over and makes the same table of names anew for every module.
     """
-    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf.GGUFReader, gguf.get_tensor_name_map = lru_cache(maxsize=1)(reader), lru_cache(maxsize=1)(names)
+    library: Any = gguf
+    reader, names = library.GGUFReader, library.get_tensor_name_map
+    library.GGUFReader, library.get_tensor_name_map = lru_cache(maxsize=1)(reader), lru_cache(maxsize=1)(names)
     try:
         yield
     finally:
-        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
+        library.GGUFReader, library.get_tensor_name_map = reader, names
 
 
 def _download(hub: HubID, cache_dir: Path) -> Path:
