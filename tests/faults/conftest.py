@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -48,12 +49,20 @@ class CeleryWorker:
     def send(self, number):
         os.kill(self.pid, number)
 
+    def stop(self):
+        """SIGSTOP, and wait until every one of its threads stands."""
+        self.send(signal.SIGSTOP)
+        wait_until(lambda: all(state == "T" for state in self._thread_states()), what="a stop")
+
+    def _thread_states(self):
+        return [path.read_text().rsplit(")", 1)[1].split()[0] for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+
     def kill(self):
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
 
-    def wait(self, within=15):
+    def wait(self, within=60):
         return self.process.wait(within)
 
     def is_ready(self):
@@ -111,7 +120,7 @@ class Service(JobBench):
             worker.kill()
         if self.broker:
             self.broker.terminate()
-        wait_until(lambda: not self.strays(), within=3, what="the end of every process")
+        wait_until(lambda: not self.strays(), what="the end of every process")
         super().close()
 
 

@@ -56,7 +56,7 @@ def test_when_every_bell_is_lost_and_the_broker_dies_the_jobs_run_all_the_same(s
     ids += [service.submit(steps=5, step_s=0.01, seed=6)]
     assert service.bell.ring(ids[-1]) is False
     for seed, job_id in enumerate(ids):
-        service.wait_for_end(job_id, within=60)
+        service.wait_for_end(job_id)
         service.assert_finished_once(job_id, steps=5, seed=seed)
         assert service.job(job_id).attempt == 1
 
@@ -69,7 +69,7 @@ def test_a_worker_that_never_found_a_broker_works(make_service):
     service.wait_for_end(job_id)
     service.assert_finished_once(job_id, steps=3)
     service.start_broker()
-    wait_until(worker.is_ready, within=40, what="a worker that found the broker at last")
+    wait_until(worker.is_ready, what="a worker that found the broker at last")
 
 
 def test_a_lost_bell_is_made_up_for_by_the_sweeper_alone(make_service):

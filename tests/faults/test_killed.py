@@ -27,7 +27,7 @@ def test_when_a_worker_is_killed_its_trainer_dies_and_another_worker_goes_on(ser
     holder = service.holder(job_id)
     child = holder.child()
     os.killpg(holder.pid, signal.SIGKILL)
-    wait_until(lambda: not is_running(child), within=1, what="the orphan's death")
+    wait_until(lambda: not is_running(child), within=3, what="the orphan's death")
     job = service.wait_for_end(job_id)
     assert (job.lease_epoch, job.attempt) == (2, 2)
     service.assert_finished_once(job_id, steps=60)
@@ -43,25 +43,22 @@ def test_a_stopped_worker_that_wakes_after_its_lease_is_fenced(service):
     service.wait_for_step(job_id, 12)
     zombie = service.holder(job_id)
     child = zombie.child()
-    zombie.send(signal.SIGSTOP)
+    with service.db.writing():  # so that it is not stopped with SQLite's one lock in its hands, which nobody could take
+        zombie.stop()
     service.wait_for_end(job_id)
     zombie.send(signal.SIGCONT)
     wait_until(lambda: not is_running(child), what="the end of the zombie's trainer")
     service.assert_finished_once(job_id, steps=60)
-    after = [event for event in service.events(job_id) if event.kind == "succeeded" or event.lease_epoch == 1]
-    assert {event.kind for event in after[after.index(next(e for e in after if e.kind == "succeeded")) :]} <= {
-        "succeeded",
-        "fenced",
-    }
+    last_words = service.kinds(job_id)[service.kinds(job_id).index("succeeded") + 1 :]
+    assert set(last_words) <= {"fenced"}
     # It is none the worse for it.
     wait_until(lambda: len(service.trainers()) == 2, what="two trainers that live")
-    survivor, other = zombie, next(worker for worker in service.workers if worker is not zombie)
-    other.kill()
+    next(worker for worker in service.workers if worker is not zombie).kill()
     next_id = service.submit(steps=3)
     service.bell.ring(next_id)
     service.wait_for_end(next_id)
     service.assert_finished_once(next_id, steps=3)
-    assert survivor.process.poll() is None
+    assert zombie.process.poll() is None
 
 
 def test_a_worker_told_to_go_leaves_a_checkpoint_and_a_bell(service):
@@ -70,7 +67,7 @@ def test_a_worker_told_to_go_leaves_a_checkpoint_and_a_bell(service):
     service.bell.ring(job_id)
     service.wait_for_step(job_id, 7)
     first.send(signal.SIGTERM)
-    assert first.wait(within=5) == 0
+    assert first.wait(within=20) == 0
     job = service.job(job_id)
     assert (job.state, job.attempt, job.preemptions) == ("queued", 0, 1)
     assert service.trainers() == []
@@ -86,7 +83,7 @@ def test_an_idle_worker_told_to_go_goes_at_once(service):
     worker = service.start_worker()
     wait_until(service.trainers, what="a trainer that says it lives")
     worker.send(signal.SIGTERM)
-    assert worker.wait(within=5) == 0
+    assert worker.wait(within=20) == 0
     assert service.trainers() == []
 
 

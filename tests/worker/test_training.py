@@ -204,7 +204,7 @@ def test_a_cancelled_job_stops_and_leaves_no_adapter(worker, faults, monkeypatch
     _, thread = worker.beside(job_id)
     bench.wait_for_step(job_id, 2)
     bench.cancel(job_id)
-    thread.join(10)
+    thread.join(60)
     assert bench.job(job_id).state == "cancelled"
     assert bench.adapters(job_id) == []
     assert bench.strays() == []
@@ -232,7 +232,7 @@ def test_a_worker_that_has_to_go_drains_its_job_and_rings_for_it(make_bench, fau
     _, thread = worker.beside(job_id)
     bench.wait_for_step(job_id, 2)
     worker.shop.closing.set()
-    thread.join(10)
+    thread.join(60)
     job = bench.job(job_id)
     assert (job.state, job.attempt, job.preemptions) == ("queued", 0, 1)
     assert worker.rung == [job_id]
@@ -251,7 +251,7 @@ def test_a_superseded_attempt_kills_its_trainer_and_writes_nothing(worker):
     bench.wait_for_step(job_id, 2)
     bench.set(job_id, lease_until=0)
     usurper = worker.claim(job_id, owner="usurper")
-    thread.join(10)
+    thread.join(60)
     assert not is_running(attempt._child.pid)
     job = bench.job(job_id)
     assert (job.state, job.lease_owner, job.lease_epoch) == ("running", "usurper", usurper.lease_epoch)
@@ -264,7 +264,8 @@ def taken_over(bench, job_id):
     return next(event.id for event in bench.events(job_id) if event.kind == "claimed" and event.lease_epoch == 2)
 
 
-def test_a_worker_cut_off_from_the_database_stops_before_its_lease_is_over(worker, monkeypatch):
+def test_a_worker_cut_off_from_the_database_stops_before_its_lease_is_over(make_bench, monkeypatch):
+    worker = make_bench(lease_s=4.0)
     bench = worker.bench
     job_id = bench.submit(steps=100_000, step_s=0.005)
     attempt, thread = worker.beside(job_id)
@@ -278,7 +279,7 @@ def test_a_worker_cut_off_from_the_database_stops_before_its_lease_is_over(worke
     cut_off_at = time.monotonic()
     wait_until(lambda: not is_running(attempt._child.pid))
     assert time.monotonic() - cut_off_at < bench.settings.lease_s
-    thread.join(10)
+    thread.join(60)
     assert bench.job(job_id).state == "running"
 
 
@@ -406,9 +407,9 @@ def test_one_seat_does_one_job_at_a_time(worker):
         bench.wait_for_end(job_id)
         bench.assert_finished_once(job_id, steps=3, seed=seed)
     seat.close()
-    seat.join(5)
+    seat.join(60)
     for bell in bells:
-        bell.join(5)
+        bell.join(60)
     assert most[1] == 1
 
 
@@ -435,4 +436,4 @@ def test_folders_of_jobs_that_ended_elsewhere_are_removed_at_the_start(worker):
     seat.start()
     wait_until(lambda: [path.name for path in (bench.folder / "jobs").iterdir()] == [going_on])
     seat.close()
-    seat.join(5)
+    seat.join(60)
