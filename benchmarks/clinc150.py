@@ -31,7 +31,7 @@ def main() -> int:
     if not options.data.exists():
         console.print(f"{options.data} is not here: put CLINC150's data_full.json there, or name it with --data")
         return 2
-    train, held_out, intents = rows(options.data, options.intents, options.rows)
+    train, held_out, intents = rows(options.data, options.intents, options.rows, options.held_out)
     settings = Settings()
     with service(settings) as address, progress() as bar:
         key = (settings.data_dir / "admin.key").read_text().strip()
@@ -41,7 +41,12 @@ def main() -> int:
         file = client.files.create(file=("clinc150.jsonl", BytesIO(as_chat(train, intents))), purpose="fine-tune")
         began = time.monotonic()
         job = client.fine_tuning.jobs.create(
-            model=base, training_file=file.id, suffix="clinc150", seed=7, extra_body={"peft": {"type": "lora"}}
+            model=base,
+            training_file=file.id,
+            suffix="clinc150",
+            seed=7,
+            hyperparameters={"n_epochs": options.epochs if options.epochs == "auto" else int(options.epochs)},
+            extra_body={"peft": {"type": "lora"}},
         )
         done = follow(client, job, bar, bar.add_task("Training on CLINC150", total=None, says="queued"))
         seconds = time.monotonic() - began
@@ -68,16 +73,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/clinc150/data_full.json"))
     parser.add_argument("--intents", type=int, default=20)
     parser.add_argument("--rows", type=int, default=50, help="training rows of each intent")
+    parser.add_argument("--held-out", type=int, default=30, help="test rows of each intent")
+    parser.add_argument("--epochs", default="auto", help="passes over the training rows")
     return parser.parse_args()
 
 
-def rows(path: Path, n_intents: int, n_rows: int) -> tuple[list[Row], list[Row], list[str]]:
-    """Training rows, all test rows of the same intents, and these intents: chosen by a fixed seed."""
+def rows(path: Path, n_intents: int, n_rows: int, n_held_out: int) -> tuple[list[Row], list[Row], list[str]]:
+    """Training rows, test rows of the same intents, and these intents: chosen by a fixed seed."""
     full = json.loads(path.read_text(encoding="utf-8"))
     draw = random.Random(150)
     intents = sorted(draw.sample(sorted({intent for _, intent in full["train"]}), n_intents))
-    train = [row for name in intents for row in [tuple(r) for r in full["train"] if r[1] == name][:n_rows]]
-    held_out = [tuple(r) for r in full["test"] if r[1] in intents]
+
+    def first(split: str, count: int) -> list[Row]:
+        of_each = ([(text, intent) for text, intent in full[split] if intent == name] for name in intents)
+        return [row for rows_of_one in of_each for row in rows_of_one[:count]]
+
+    train, held_out = first("train", n_rows), first("test", n_held_out)
     return train, held_out, intents
 
 
