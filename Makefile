@@ -41,7 +41,7 @@ demo: .venv/run ## set up, fine-tune two adapters, serve them with the base in o
 	@exec .venv/bin/python -m benchmarks.demo
 
 test: .venv/dev .cache/openai ## every test that a machine without a GPU can run
-	@exec .venv/bin/python -m pytest
+	@exec .venv/bin/python -m pytest -n 2 --dist loadfile
 
 journey: .venv/dev ## upload, train and generate through every real process
 	@exec .venv/bin/python -m pytest -m journey
