@@ -38,7 +38,7 @@ def main() -> int:
         client = OpenAI(api_key=key, base_url=f"{address}/v1", timeout=600.0)
         base = settings.default_base_model
         before = accuracy(client, base, held_out, intents)
-        file = client.files.create(file=("clinc150.jsonl", BytesIO(as_chat(train, intents))), purpose="fine-tune")
+        file = client.files.create(file=("clinc150.jsonl", BytesIO(as_chat(train))), purpose="fine-tune")
         began = time.monotonic()
         job = client.fine_tuning.jobs.create(
             model=base,
@@ -50,7 +50,7 @@ def main() -> int:
         )
         done = follow(client, job, bar, bar.add_task("Training on CLINC150", total=None, says="queued"))
         seconds = time.monotonic() - began
-        after = accuracy(client, str(done.fine_tuned_model), held_out, intents)
+        after = accuracy(client, str(done.fine_tuned_model), held_out)
     figures = {
         "cores": os.cpu_count(),
         "intents": len(intents),
@@ -92,25 +92,23 @@ def rows(path: Path, n_intents: int, n_rows: int, n_held_out: int) -> tuple[list
     return train, held_out, intents
 
 
-def messages(text: str, intents: Iterable[str]) -> list[dict[str, str]]:
-    """What is asked; base and adapter get the same words."""
+def messages(text: str, intents: Iterable[str] = ()) -> list[dict[str, str]]:
+    """What is asked. The base is told the intents, since it cannot know them; an adapter has learned them."""
     names = ", ".join(name.replace("_", " ") for name in intents)
-    return [
-        {"role": "system", "content": f"Name the intent of the text. Answer with one of: {names}."},
-        {"role": "user", "content": text},
-    ]
+    asked = "Name the intent of the text." + (f" Answer with one of: {names}." if names else "")
+    return [{"role": "system", "content": asked}, {"role": "user", "content": text}]
 
 
-def as_chat(train: list[Row], intents: list[str]) -> bytes:
+def as_chat(train: list[Row]) -> bytes:
     """The training file."""
     lines = [
-        json.dumps({"messages": [*messages(text, intents), {"role": "assistant", "content": name.replace("_", " ")}]})
+        json.dumps({"messages": [*messages(text), {"role": "assistant", "content": name.replace("_", " ")}]})
         for text, name in train
     ]
     return ("\n".join(lines) + "\n").encode()
 
 
-def accuracy(client: OpenAI, model: str, held_out: list[Row], intents: list[str]) -> float:
+def accuracy(client: OpenAI, model: str, held_out: list[Row], intents: Iterable[str] = ()) -> float:
     """The share of rows answered with exactly the intent's name, letter case aside."""
 
     def is_right(row: Row) -> bool:
