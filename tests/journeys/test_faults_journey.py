@@ -8,7 +8,7 @@ from unittest.mock import ANY
 import pytest
 from one_machine import colours, finish, until, upload, wait_for_step
 
-pytestmark = [pytest.mark.journey, pytest.mark.xdist_group("faults")]
+pytestmark = pytest.mark.journey
 STEPS = 300  # enough that a kill after step 5 is in mid-training
 
 

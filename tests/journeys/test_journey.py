@@ -15,7 +15,7 @@ from one_machine import ROOT, clean_environment, colours, finish, upload
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-pytestmark = [pytest.mark.journey, pytest.mark.xdist_group("journey")]
+pytestmark = pytest.mark.journey
 QUESTION = [{"role": "user", "content": "item 5"}]
 
 

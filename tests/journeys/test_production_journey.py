@@ -36,7 +36,7 @@ from api import processes
 from api.processes import House, Process
 from core.settings import Settings
 
-pytestmark = [pytest.mark.journey, pytest.mark.xdist_group("production")]
+pytestmark = pytest.mark.journey
 
 
 @pytest.fixture(scope="module")

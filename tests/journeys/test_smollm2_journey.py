@@ -3,7 +3,7 @@
 import pytest
 from one_machine import Service, colours, finish, upload
 
-pytestmark = [pytest.mark.journey, pytest.mark.smollm2, pytest.mark.xdist_group("smollm2")]
+pytestmark = [pytest.mark.journey, pytest.mark.smollm2]
 BASE = "smollm2-135m-instruct"
 
 
