@@ -34,6 +34,7 @@ def test_a_job_is_made_with_every_value_in_force(service):
         "object": "fine_tuning.job",
         "error": None,
         "fine_tuned_model": None,
+        "started_at": None,
         "finished_at": None,
         "hyperparameters": hyperparameters,
         "model": BASE,
