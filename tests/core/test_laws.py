@@ -10,8 +10,8 @@ from core.losses import next_token_loss
 from core.model import RoutedModel, Rows
 from core.routing import Routing, dropout_key
 
-# Of logits of up to 4, where a step of bf16 is 0.016: products are rounded otherwise in a batch of another shape.
-# A bf16 logit near 4 has steps of 2**-6 to 2**-5; different batch shapes round differently, by up to two of them.
+# Of logits of up to 4, where a step of bf16 is 0.016 to 0.031: products are rounded otherwise in a batch of another
+# shape, by up to 0.055 as seen so far.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 8e-2}
 PRECISIONS = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
 WEARS = (None, "rank 4", "rank 7, few sites", "prompt", "prefix", "rank 2, rslora", None, "rank 4")
