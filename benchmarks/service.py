@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from core.settings import Settings
 
 READY_WITHIN_S = 300.0
-console = Console(emoji=False)  # model names have colons, which are no emoji
+console = Console()
 
 
 @contextmanager
@@ -68,12 +68,12 @@ def tail(log: Path, lines: int = 20) -> str:
 
 
 def progress() -> Progress:
-    """Bars with a word on how it goes."""
+    """Bars with a word on how it goes. Model names have colons, which are no emoji: hence no markup."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description:<34}"),
         BarColumn(),
-        TextColumn("{task.fields[says]}"),
+        TextColumn("{task.fields[says]}", markup=False),
         TimeElapsedColumn(),
         console=console,
     )
