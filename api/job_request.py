@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from api import errors
 from core.specs.method import LoraSpec, MethodSpec
@@ -10,6 +10,7 @@ from core.specs.spec import Spec
 from core.specs.training import HyperparametersRequest, TrainingRequest
 
 T = TypeVar("T")
+METHOD: TypeAdapter[MethodSpec] = TypeAdapter(MethodSpec)
 
 Suffix = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -24,29 +25,56 @@ class SupervisedRequest(Spec):
     peft: MethodSpec | None = None
 
 
-class LoraMethodRequest(LoraSpec):
-    """method.lora, where a client writes the method's own name as the type."""
+class PeftMethodRequest(BaseModel):
+    """method.lora and its kin: hyperparameters, and the fields of the method, whose name is the type."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     hyperparameters: HyperparametersRequest | None = None
 
-    def spec(self) -> LoraSpec:
-        """The method alone."""
-        return LoraSpec.model_validate(self.model_dump(exclude={"hyperparameters"}))
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What is said of the method itself."""
+        return self.model_extra or {}
 
 
 class MethodRequest(Spec):
     """OpenAI's method, or one of ours by its name."""
 
-    type: Literal["supervised", "lora"]
+    type: Literal["supervised", "lora", "qlora", "adalora", "prefix_tuning", "prompt_tuning", "p_tuning"]
     supervised: SupervisedRequest | None = None
-    lora: LoraMethodRequest | None = None
+    lora: PeftMethodRequest | None = None
+    qlora: PeftMethodRequest | None = None
+    adalora: PeftMethodRequest | None = None
+    prefix_tuning: PeftMethodRequest | None = None
+    prompt_tuning: PeftMethodRequest | None = None
+    p_tuning: PeftMethodRequest | None = None
 
     @model_validator(mode="after")
     def _of_its_type(self) -> "MethodRequest":
-        for section in ("supervised", "lora"):
-            if section != self.type and getattr(self, section) is not None:
+        for section in type(self).model_fields:
+            if section not in ("type", self.type) and getattr(self, section) is not None:
                 raise ValueError(f"type is '{self.type}' but the section '{section}' is given")
         return self
+
+    @property
+    def section(self) -> SupervisedRequest | PeftMethodRequest | None:
+        """The one that the type names."""
+        chosen: SupervisedRequest | PeftMethodRequest | None = getattr(self, self.type)
+        return chosen
+
+    def spec(self) -> MethodSpec | None:
+        """The method, where it is written here. Raises ClientError 400, which names the field."""
+        if isinstance(self.section, SupervisedRequest):
+            return self.section.peft
+        if self.type == "supervised":
+            return None
+        fields = self.section.fields if self.section else {}
+        try:
+            return METHOD.validate_python({"type": self.type, **fields})
+        except ValidationError as error:
+            problems = [problem | {"loc": ("body", "method", self.type, *problem["loc"])} for problem in error.errors()]
+            raise errors.of_validation(problems, {"method": {self.type: fields}}) from error
 
 
 class JobRequest(Spec):
@@ -66,16 +94,14 @@ class JobRequest(Spec):
 
     def chosen_method(self) -> MethodSpec:
         """The method, wherever it was written. Raises ClientError 400 where two places disagree."""
-        nested, where = None, "method"
-        if self.method and self.method.supervised:
-            nested, where = self.method.supervised.peft, "method.supervised.peft"
-        elif self.method and self.method.lora:
-            nested, where = self.method.lora.spec(), "method.lora"
-        return _agreed(self.peft, nested, "peft", where) or LoraSpec()
+        if self.method is None:
+            return self.peft or LoraSpec()
+        where = "method.supervised.peft" if self.method.supervised else f"method.{self.method.type}"
+        return _agreed(self.peft, self.method.spec(), "peft", where) or LoraSpec()
 
     def chosen_hyperparameters(self) -> HyperparametersRequest:
         """OpenAI's three knobs, from the old place or the new. Raises ClientError 400 where they disagree."""
-        section = self.method and (self.method.supervised or self.method.lora)
+        section = self.method and self.method.section
         nested = section.hyperparameters if section else None
         where = f"method.{self.method.type}.hyperparameters" if self.method else "method"
         return _agreed(self.hyperparameters, nested, "hyperparameters", where) or HyperparametersRequest()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from core.specs.template import Layout
+
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
@@ -22,9 +24,18 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class SoftPrompt:
-    """Supplies the embeddings of a row's virtual tokens, wherever the row put them: id -1 is row 0 of the prompt."""
+    """Supplies the embeddings of a row's virtual tokens, wherever the row put them: id -1 is row 0 of the prompt.
+
+    The forward never reads where a row puts them; who builds rows does.
+    """
 
     prompt: Tensor  # [P, H]
+    template: Layout | None = None  # None is all in front
+
+    @property
+    def layout(self) -> Layout:
+        """The ids about a row's input."""
+        return self.template or Layout(tuple(range(-1, -1 - self.prompt.shape[0], -1)), ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +47,18 @@ class KVPrefix:
 
 
 Effect = LowRank | SoftPrompt | KVPrefix
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """Several effects of one task, learned side by side. No row wears it whole: each member has rows of its own.
+
+    Lester et al. 2021, arXiv:2104.08691, section 3.4: the members' answers are put to a vote.
+    """
+
+    members: tuple[Effect, ...]
+
+
+def members_of(effect: Effect | Ensemble) -> tuple[Effect, ...]:
+    """What rows may wear of it: each of an ensemble's members, or the effect itself."""
+    return effect.members if isinstance(effect, Ensemble) else (effect,)

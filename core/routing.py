@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.effects import Effect, KVPrefix, LowRank, SoftPrompt
+from core.effects import Effect, Ensemble, KVPrefix, LowRank, SoftPrompt
 from core.ops.plain import Part, Span
 
 
@@ -100,8 +100,8 @@ def resident(effect: Effect, *, device: torch.device | str, dtype: torch.dtype) 
                 folded = {site: (t.float() * scale[site]).to(device, dtype) for site, t in b.items()}
                 ones = dict.fromkeys(a, 1.0)
                 return LowRank({site: t.detach().to(device, dtype, copy=True) for site, t in a.items()}, folded, ones)
-            case SoftPrompt(prompt):
-                return SoftPrompt(prompt.detach().to(device, dtype, copy=True))
+            case SoftPrompt(prompt, template):
+                return SoftPrompt(prompt.detach().to(device, dtype, copy=True), template)
             case KVPrefix(keys, values):
                 return KVPrefix(*(t.detach().to(device, dtype, copy=True) for t in (keys, values)))
 
@@ -111,9 +111,12 @@ def is_live(effect: Effect) -> bool:
     return any(t.requires_grad for t in tensors_of(effect))
 
 
-def tensors_of(effect: Effect) -> Iterator[Tensor]:
-    """Every tensor of an effect."""
+def tensors_of(effect: Effect | Ensemble) -> Iterator[Tensor]:
+    """Every tensor of an effect, or of all members of an ensemble."""
     match effect:
+        case Ensemble(members):
+            for member in members:
+                yield from tensors_of(member)
         case LowRank(a, b):
             yield from a.values()
             yield from b.values()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from core.data.batches import Corpus, order
 from core.methods import Method
+from core.optimisers import optimiser_of
 from core.schedule import learning_rate
 from core.specs.training import TrainSpec
 
@@ -33,8 +34,9 @@ class Run:
         self.corpus = corpus
         self.steps_per_epoch = -(-len(corpus) // spec.batch_size)
         self.total_steps = self.steps_per_epoch * spec.n_epochs
-        self.parameters = [p for p in method.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(self.parameters, weight_decay=spec.weight_decay, fused=True)
+        groups = method.groups()
+        self.parameters = [p for group in groups for p in group.parameters]
+        self.optimiser = optimiser_of(spec.optimizer, groups, weight_decay=spec.weight_decay)
         self.step = 0  # steps done, skipped ones included
         self.trained_tokens = 0
         self.skipped = 0  # steps whose loss or gradient was not finite
@@ -97,7 +99,8 @@ class Run:
         rate = self.learning_rate
         self.step += 1
         if math.isfinite(loss) and math.isfinite(norm):
-            self.optimiser.param_groups[0]["lr"] = rate
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate * group["rate_factor"]
             self.optimiser.step()
             self.method.after_step(self.step, self.total_steps)
             self.skipped_in_a_row = 0

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from core.data.batches import Corpus, micro_batches
 from core.data.tokens import TokenRow
+from core.effects import members_of
 from core.losses import NextTokenLoss, next_token_loss
 from core.methods import Method
 from core.model import RoutedModel, Rows
@@ -114,9 +115,10 @@ def evaluate(model: RoutedModel, method: Method, corpus: Corpus, tokens_per_batc
     score = Score()
     for batch in micro_batches(list(corpus), tokens_per_batch):
         with torch.no_grad():
-            routing = Routing.of_rows([method.effect()] * len(batch))
+            members = members_of(method.effect())
+            routing = Routing.of_rows([member for _ in batch for member in members])
             with model.wearing(routing):
-                rows, learned = _assembled(model, batch, routing)
+                rows, learned = _assembled(model, [row for row in batch for _ in members], routing)
                 score = score.plus(next_token_loss(model, model(rows), rows.ids, learned, rows.starts))
         yield score
 
@@ -126,7 +128,7 @@ def _learn(model: RoutedModel, pieces: Sequence[_Piece]) -> dict[Run, Score]:
     scores = {piece.run: Score() for piece in pieces}
     learned = {run: sum(int(p.row.learned.sum()) for p in pieces if p.run is run) for run in scores}
     remaining = iter(pieces)
-    budget = max(run.spec.tokens_per_batch for run in scores)
+    budget = min(run.spec.tokens_per_batch // run.spec.method.members for run in scores)
     for batch in micro_batches([piece.row for piece in pieces], budget):
         for run, loss in _backward(model, [next(remaining) for _ in batch], learned):
             scores[run] = scores[run].plus(loss)
@@ -138,11 +140,13 @@ def _backward(
 ) -> list[tuple[Run, NextTokenLoss]]:
     """One micro-batch, forward and backward. learned_tokens: of each run's whole turn, its loss's denominator."""
     effects = {run: effect for run in {p.run: None for p in pieces} if (effect := _guarded(run, run.method.effect))}
-    worn = [piece for piece in pieces if piece.run in effects]
-    if not worn:
+    # A row goes forward once for each member of an ensemble: each then has the gradient it would have by itself.
+    rows_worn = [(p, member) for p in pieces if p.run in effects for member in members_of(effects[p.run])]
+    if not rows_worn:
         return []
+    worn = [piece for piece, _ in rows_worn]
     keys = [dropout_key(piece.run.spec.seed, piece.run.step, piece.place) for piece in worn]
-    routing = Routing.of_rows([effects[piece.run] for piece in worn], dropout_keys=keys)
+    routing = Routing.of_rows([member for _, member in rows_worn], dropout_keys=keys)
     with model.wearing(routing):
         rows, learned = _assembled(model, [piece.row for piece in worn], routing)
         hidden = model(rows)

@@ -7,7 +7,7 @@ import pytest
 
 from api.main import create_app
 from core.settings import Settings
-from core.specs.method import LoraSpec
+from core.specs.method import SPECS
 from core.specs.training import HyperparametersRequest, TrainingRequest
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +24,7 @@ def test_every_setting_is_documented():
 
 
 def test_every_knob_of_a_job_is_documented():
-    knobs = [name for spec in (LoraSpec, HyperparametersRequest, TrainingRequest) for name in spec.model_fields]
+    knobs = [name for spec in (*SPECS, HyperparametersRequest, TrainingRequest) for name in spec.model_fields]
     assert documented("docs/api.md", knobs) == []
 
 

@@ -1,12 +1,14 @@
 """The methods, side by side: how an effect is learned. How it is applied is not known here."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
-from core.effects import Effect
+from core.effects import Effect, Ensemble
 from core.methods.lora import Lora
+from core.optimisers import Group
 
 
 class Method(Protocol):
@@ -18,8 +20,12 @@ class Method(Protocol):
 
     base_precision: str  # "bf16" or "nf4": the base it is trained and served on
 
-    def effect(self) -> Effect:
+    def effect(self) -> Effect | Ensemble:
         """What it does now; differentiable while training. Called once for each forward."""
+        ...
+
+    def groups(self) -> list[Group]:
+        """What is learned, and how fast: every parameter, once."""
         ...
 
     def penalty(self) -> Tensor:
@@ -32,6 +38,10 @@ class Method(Protocol):
 
     def peft_config(self) -> dict[str, Any]:
         """adapter_config.json, as HF PEFT reads it."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """Itself, on another device: nn.Module's own."""
         ...
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:  # noqa: FBT001, FBT002 - nn.Module's own
@@ -47,4 +57,4 @@ class Method(Protocol):
         ...
 
 
-METHODS = {"lora": Lora}
+METHODS: dict[str, Callable[..., Method]] = {"lora": Lora}

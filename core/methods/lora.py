@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from core.base.facts import BaseFacts
 from core.effects import LowRank
+from core.optimisers import Group
 from core.specs.method import LoraSpec
 
 
@@ -39,6 +40,10 @@ class Lora(nn.Module):
             dict.fromkeys(names, self._scale),
             self.spec.lora_dropout,
         )
+
+    def groups(self) -> list[Group]:
+        """B may learn faster than A: LoRA+ (Hayou et al. 2024, arXiv:2402.12354)."""
+        return [Group(list(self.a)), Group(list(self.b), self.spec.loraplus_lr_ratio)]
 
     def penalty(self) -> Tensor:
         """None: 0."""

@@ -8,7 +8,17 @@ from core.specs.method import MethodSpec
 from core.specs.spec import Spec
 
 Auto = Literal["auto"]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
 SMALL_DATASET = 4096  # rows under which more passes and smaller batches pay
+# Peak learning rates found by trying (benchmarks/methods.py). Virtual tokens need far more than weights do.
+LEARNING_RATES = {
+    "lora": 5e-4,
+    "qlora": 5e-4,
+    "adalora": 2e-3,
+    "prefix_tuning": 1e-3,
+    "prompt_tuning": 1e-2,
+    "p_tuning": 1e-3,
+}
 
 
 def _within(bounds: dict[str, tuple[float, float]], value: Auto | float, field: ValidationInfo) -> Auto | float:
@@ -39,6 +49,7 @@ class TrainingRequest(Spec):
     """Our further knobs, the top-level extension `training`."""
 
     learning_rate: Auto | float = Field("auto")
+    optimizer: Auto | Optimizer = Field("auto", description="'auto' is AdamW, and paged AdamW on an NF4 base.")
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: float = Field(0.03, ge=0, le=0.5)
     weight_decay: float = Field(0.0, ge=0, le=1)
@@ -74,6 +85,7 @@ class TrainSpec(Spec):
     batch_size: int = Field(ge=1, description="Rows of one optimiser step.")
     learning_rate_multiplier: float = Field(1.0, gt=0)
     learning_rate: float = Field(gt=0, description="The peak, multiplier included.")
+    optimizer: Optimizer = "adamw"
     lr_scheduler: Literal["cosine", "linear", "constant"]
     warmup_ratio: float
     weight_decay: float
@@ -109,7 +121,10 @@ def resolve(
         epochs = max(1, min(6, round(400 * batch / max(n_examples, 1))))
         epochs = max(epochs, 3) if n_examples < SMALL_DATASET else max(1, epochs)
     multiplier = 1.0 if hyperparameters.learning_rate_multiplier == "auto" else hyperparameters.learning_rate_multiplier
-    rate = 5e-4 if training.learning_rate == "auto" else training.learning_rate
+    rate = LEARNING_RATES[method.type] if training.learning_rate == "auto" else training.learning_rate
+    optimizer = training.optimizer
+    if optimizer == "auto":
+        optimizer = "paged_adamw_32bit" if method.base_precision == "nf4" else "adamw"
     length = context if training.max_seq_length == "auto" else min(training.max_seq_length, context)
     return TrainSpec(
         base_model=base_model,
@@ -118,6 +133,7 @@ def resolve(
         batch_size=batch,
         learning_rate_multiplier=multiplier,
         learning_rate=rate * multiplier,
+        optimizer=optimizer,
         lr_scheduler=training.lr_scheduler,
         warmup_ratio=training.warmup_ratio,
         weight_decay=training.weight_decay,
