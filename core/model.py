@@ -150,6 +150,14 @@ class RoutedModel(nn.Module):
         finally:
             self._board.routing = self._board.flight = None
 
+    @contextmanager
+    def bare(self, starts: tuple[int, ...]) -> Iterator[None]:
+        """Inside this, parts of the base may be called by themselves, on bare rows of these B + 1 bounds."""
+        routing = Routing.of_rows([None] * (len(starts) - 1))
+        with self.wearing(routing):
+            self._board.flight = flight_of(routing, starts, self._pool)
+            yield
+
     def forward(self, rows: Rows, cache: KVCache | None = None) -> Tensor:
         """The hidden states of every token, after the final norm: [N, H].
 
