@@ -102,5 +102,3 @@ def _contents(cache: KVCache) -> tuple[Tensor, Tensor]:
     """Keys and values [L, P, K, D] of the only slot."""
     keys, values = (t[:, 0].transpose(1, 2).float() for t in (cache.keys, cache.values))
     return keys, values
-
-

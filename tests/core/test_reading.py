@@ -64,9 +64,7 @@ def test_reading_leaves_no_hook_and_the_base_as_it_was(facts, model):
 
 
 def test_with_checkpointing_a_projection_is_the_same(new_base, new_facts):
-    plain, again = (
-        with_reading(new_facts(), RoutedModel(new_base(), checkpointing=on)) for on in (False, True)
-    )
+    plain, again = (with_reading(new_facts(), RoutedModel(new_base(), checkpointing=on)) for on in (False, True))
     hidden = plain.read(WORDS).hidden
     assert all(torch.equal(a, b) for a, b in zip(plain.project(hidden), again.project(hidden), strict=True))
 
