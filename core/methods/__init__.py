@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from core.effects import Effect, Ensemble
 from core.methods.lora import Lora
+from core.methods.qlora import QLora
 from core.optimisers import Group
 
 
@@ -57,4 +58,4 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, Callable[..., Method]] = {"lora": Lora}
+METHODS: dict[str, Callable[..., Method]] = {"lora": Lora, "qlora": QLora}
