@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -20,14 +20,30 @@ class Encoder(Protocol):
         """The ids of a text."""
 
 
+@runtime_checkable
+class Packed(Protocol):
+    """A linear layer whose weight is kept in fewer bits than it computes in."""
+
+    def dequantised(self) -> Tensor:
+        """The weight it computes with, [O, I]."""
+
+
 @dataclass(frozen=True)
 class Site:
-    """A linear layer that a method may change, by its name in the model. A Conv1D keeps its weight as [I, O]."""
+    """A layer that a method may change, by its name in the model. A Conv1D keeps its weight as [I, O].
+
+    A table of embeddings is one too: token ids go in, so width_in is V, and it keeps its weight as [V, H].
+    """
 
     name: str
     width_in: int
     width_out: int
     is_conv1d: bool = False
+    is_table: bool = False
+
+    def answers(self, name: str) -> bool:
+        """Whether its name is this, or ends with "." and this: PEFT's rule."""
+        return self.name == name or self.name.endswith("." + name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +66,10 @@ class BaseFacts:
     context: int  # tokens of the longest row it was made for
     vocabulary: int  # V
     sites: tuple[Site, ...]  # every Linear and Conv1D but the output head
-    embedding: str  # the name of the module that holds the table
     table: Tensor = field(repr=False)  # [V, H] the token embeddings; not to be changed
+    table_site: Site  # where they stand
+    # Linear site -> its weight, dequantised: [O, I] fp32, on its device.
+    weight: Callable[[str], Tensor] = field(repr=False)
     specials: frozenset[int] = field(default=frozenset(), repr=False)  # ids that stand for no text
     encode: Callable[[str], list[int]] | None = field(default=None, repr=False)  # text -> ids, without special tokens
     # Both run the model, so whoever holds it supplies them: core/reading.py.
@@ -59,8 +77,10 @@ class BaseFacts:
     # Hidden states [L, P, H] -> keys and values [L, P, K, D], as Reading has them; differentiable.
     project: Callable[[Tensor], tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
-    def sites_named(self, target_modules: str | Sequence[str]) -> tuple[Site, ...]:
+    def sites_named(self, target_modules: str | Sequence[str], *, with_table: bool = False) -> tuple[Site, ...]:
         """The sites whose name is, or ends with "." and, one of these; "all-linear" names all.
+
+        with_table: the table of embeddings may be named too. "all-linear" never means it.
 
         Raises:
             ValueError: a name that no site answers to.
@@ -69,11 +89,12 @@ class BaseFacts:
         if target_modules == "all-linear":
             return self.sites
         wanted = (target_modules,) if isinstance(target_modules, str) else tuple(target_modules)
-        missing = [name for name in wanted if not any(_answers(site, name) for site in self.sites)]
+        sites = (*self.sites, self.table_site) if with_table else self.sites
+        missing = [name for name in wanted if not any(site.answers(name) for site in sites)]
         if missing or not wanted:
-            known = sorted({site.name.rpartition(".")[2] for site in self.sites})
+            known = sorted({site.name.rpartition(".")[2] for site in sites})
             raise ValueError(f"no layer named {sorted(missing)}; this base model has {known}")
-        return tuple(site for site in self.sites if any(_answers(site, name) for name in wanted))
+        return tuple(site for site in sites if any(site.answers(name) for name in wanted))
 
 
 def words_of(facts: BaseFacts, text: str) -> list[int]:
@@ -93,6 +114,10 @@ def facts_of(model: PreTrainedModel, tokenizer: Encoder | None = None) -> BaseFa
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     table = embeddings.weight.detach()  # [V, H]
+    name = next(name for name, module in model.named_modules() if module is embeddings)
+    sites = _sites(model)
+    # The modules themselves: a RoutedModel will stand others in their places.
+    modules = {site.name: model.get_submodule(site.name) for site in sites}
     return BaseFacts(
         hidden=config.hidden_size,
         layers=config.num_hidden_layers,
@@ -100,12 +125,22 @@ def facts_of(model: PreTrainedModel, tokenizer: Encoder | None = None) -> BaseFa
         head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
         context=config.max_position_embeddings,
         vocabulary=table.shape[0],
-        sites=_sites(model),
-        embedding=next(name for name, module in model.named_modules() if module is embeddings),
-        table=table,
         specials=frozenset() if tokenizer is None else frozenset(tokenizer.all_special_ids),
+        sites=sites,
+        table=table,
+        table_site=Site(name, table.shape[0], table.shape[1], is_table=True),
+        weight=lambda name: weight_of(modules[name]),
         encode=None if tokenizer is None else lambda text: tokenizer.encode(text, add_special_tokens=False),
     )
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a linear layer as it computes, dequantised: [O, I] fp32, not to be changed."""
+    if isinstance(module, Packed):
+        return module.dequantised().float()
+    assert isinstance(module.weight, Tensor)
+    weight = module.weight.detach().float()
+    return weight.T if isinstance(module, Conv1D) else weight
 
 
 def _sites(model: PreTrainedModel) -> tuple[Site, ...]:
@@ -119,7 +154,3 @@ def _sites(model: PreTrainedModel) -> tuple[Site, ...]:
         elif isinstance(module, Conv1D):
             sites.append(Site(name, module.weight.shape[0], module.weight.shape[1], is_conv1d=True))
     return tuple(sites)
-
-
-def _answers(site: Site, name: str) -> bool:
-    return site.name == name or site.name.endswith("." + name)

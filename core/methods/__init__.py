@@ -11,6 +11,7 @@ from core.methods.lora import Lora
 from core.methods.p_tuning import PTuning
 from core.methods.prefix_tuning import PrefixTuning
 from core.methods.prompt_tuning import PromptTuning
+from core.methods.qlora import QLora
 from core.optimisers import Group
 
 
@@ -62,6 +63,7 @@ class Method(Protocol):
 
 METHODS: dict[str, Callable[..., Method]] = {
     "lora": Lora,
+    "qlora": QLora,
     "prefix_tuning": PrefixTuning,
     "prompt_tuning": PromptTuning,
     "p_tuning": PTuning,
