@@ -2,18 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cache
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-
-class Encoder(Protocol):
-    """As much of a tokeniser as a method needs."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The ids of a text."""
+from core.base.words import Words
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class BaseFacts:
     vocabulary: int  # V
     sites: tuple[Site, ...]  # every Linear and Conv1D but the output head
     table: Tensor = field(repr=False)  # [V, H] the token embeddings; not to be changed
-    encode: Callable[[str], list[int]] | None = field(default=None, repr=False)  # text -> ids, without special tokens
+    encode: Callable[[str], list[int]] | None = field(default=None, repr=False)  # of text within a row
 
     def sites_named(self, target_modules: str | Sequence[str]) -> tuple[Site, ...]:
         """The sites whose name is, or ends with "." and, one of these; "all-linear" names all.
@@ -57,7 +52,7 @@ class BaseFacts:
         return tuple(site for site in self.sites if any(_answers(site, name) for name in wanted))
 
 
-def facts_of(model: PreTrainedModel, tokenizer: Encoder | None = None) -> BaseFacts:
+def facts_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None = None) -> BaseFacts:
     """Reads them off an opened model. The model is left unchanged."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
@@ -73,8 +68,14 @@ def facts_of(model: PreTrainedModel, tokenizer: Encoder | None = None) -> BaseFa
         vocabulary=table.shape[0],
         sites=_sites(model),
         table=table,
-        encode=None if tokenizer is None else lambda text: tokenizer.encode(text, add_special_tokens=False),
+        encode=None if tokenizer is None else _encoder(tokenizer),
     )
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], list[int]]:
+    """Made when it is first wanted: of a large vocabulary that takes a second, and few methods want it."""
+    words = cache(lambda: Words(tokenizer))
+    return lambda text: words().within(text)
 
 
 def _sites(model: PreTrainedModel) -> tuple[Site, ...]:

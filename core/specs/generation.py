@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from core.specs.spec import Spec
+from core.specs.template import Template
 
 FinishReason = Literal["stop", "length"]
 
@@ -84,3 +85,4 @@ class MeasureSpec(Spec):
     base_model: str
     file_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     max_tokens: int | None = None
+    template: Template | None = Field(None, description="Virtual tokens and anchors count among a row's tokens.")
