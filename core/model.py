@@ -206,6 +206,13 @@ class RoutedModel(nn.Module):
                 hidden = self.base.config.hidden_size
                 if prompt.shape[1] != hidden:
                     raise ValueError(f"the soft prompt is {prompt.shape[1]} wide, the base model {hidden}")
+                ids = effect.layout.around(())
+                words = self.base.get_input_embeddings().num_embeddings
+                if outside := [i for i in ids if not -prompt.shape[0] <= i < words]:
+                    raise ValueError(
+                        f"the template has id {outside[0]}; the soft prompt has {prompt.shape[0]} virtual tokens, "
+                        f"the base model {words} words"
+                    )
             case KVPrefix(keys, values):
                 cache = KVCache.for_model(self, 1, 1).keys.shape
                 mine, own = (cache[0], cache[2], cache[4]), (keys.shape[0], keys.shape[2], keys.shape[3])
