@@ -14,9 +14,9 @@ from pathlib import Path
 
 import structlog
 
+from core.adapter_files import read_zip
 from core.blobs import BlobStore, CorruptBlob, MissingBlob, blob_of
 from core.effects import Effect, Ensemble
-from core.peft_files import read_zip
 from core.routing import tensors_of
 from core.specs.generation import FrameError
 from worker.engine.scheduler import Readiness
