@@ -117,7 +117,8 @@ class Attempt:
     def _read(self, path: Path, param: str) -> Corpus:
         if self.drain.is_set():
             raise Drained
-        return corpus_of(path, self.base.tokenizer, self.spec, param=param)
+        context = self.base.facts.context
+        return corpus_of(path, self.base.tokenizer, self.spec, context=context, param=param)
 
     def _new_run(self) -> Run:
         """At step 0. The same spec always starts from the same numbers."""

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core import peft_files
+import torch
+
+from core import adapter_files, peft_files
 from core.base.load import OpenBase
+from core.effects import members_of
 from core.methods import Method
 from core.specs.assignment import Assignment
 
@@ -27,7 +30,7 @@ def export(
     origin = _origin(method, assignment, base, step, metrics)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         folder, fresh = Path(scratch) / "adapter", Path(scratch) / "adapter.zip"
-        peft_files.write(method, folder, assignment.base.id)
+        adapter_files.write(method, folder, assignment.base.id)
         (folder / "graft.json").write_text(json.dumps(origin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (folder / peft_files.CARD).write_text(_card(origin), encoding="utf-8")
         peft_files.pack(folder, fresh)
@@ -39,9 +42,12 @@ def export(
 
 def details_of(method: Method, base: OpenBase) -> dict[str, str | int | float]:
     """What the registry keeps of an adapter beside its bytes."""
+    with torch.no_grad():
+        members = len(members_of(method.effect()))
     return {
         "parameters": sum(p.numel() for p in method.parameters()),
         "peft_type": str(method.peft_config()["peft_type"]),
+        "members": members,
         "base_precision": method.base_precision,
         "computed_in": PRECISIONS[str(base.dtype)],
         "base_revision_sha256": base.revision,
@@ -70,6 +76,7 @@ def _card(origin: Mapping[str, Any]) -> str:
         "base precision": f"{origin['base_precision']}, computed in {origin['computed_in']}",
         "method": f"`{json.dumps(spec['method'], sort_keys=True)}`",
         "trained parameters": f"{origin['parameters']:,}",
+        **({"members": f"{origin['members']}, which answer by majority vote"} if origin["members"] > 1 else {}),
         "step": f"{origin['step']} ({spec['n_epochs']} epochs in all, {spec['batch_size']} rows a step)",
         **{metric.replace("_", " "): f"{value:.4f}" for metric, value in sorted(origin["metrics"].items())},
         "chat template": f"sha256 `{origin['chat_template_sha256']}`",
@@ -79,6 +86,7 @@ def _card(origin: Mapping[str, Any]) -> str:
         f"# A {origin['peft_type']} adapter of {origin['base_model']}\n\n"
         "| | |\n|---|---|\n"
         + "".join(f"| {label} | {value} |\n" for label, value in rows.items())
-        + "\nIn the format of Hugging Face PEFT: `PeftModel.from_pretrained(base_model, folder)` loads it. Everything "
-        "that it was trained with stands in `graft.json`.\n"
+        + "\nIn the format of Hugging Face PEFT: `PeftModel.from_pretrained(base_model, folder)` loads "
+        + ("it" if origin["members"] == 1 else "each member's folder")
+        + ". Everything that it was trained with stands in `graft.json`.\n"
     )

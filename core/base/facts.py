@@ -2,22 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-
-class Encoder(Protocol):
-    """As much of a tokeniser as a method needs."""
-
-    @property
-    def all_special_ids(self) -> list[int]:
-        """The ids that stand for no text."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The ids of a text."""
+from core.base.words import Words
 
 
 @runtime_checkable
@@ -71,7 +63,7 @@ class BaseFacts:
     # Linear site -> its weight, dequantised: [O, I] fp32, on its device.
     weight: Callable[[str], Tensor] = field(repr=False)
     specials: frozenset[int] = field(default=frozenset(), repr=False)  # ids that stand for no text
-    encode: Callable[[str], list[int]] | None = field(default=None, repr=False)  # text -> ids, without special tokens
+    encode: Callable[[str], list[int]] | None = field(default=None, repr=False)  # of text within a row
     # Both run the model, so whoever holds it supplies them: core/reading.py.
     read: Callable[[Sequence[int]], Reading] | None = field(default=None, repr=False)
     # Hidden states [L, P, H] -> keys and values [L, P, K, D], as Reading has them; differentiable.
@@ -107,7 +99,7 @@ def words_of(facts: BaseFacts, text: str) -> list[int]:
     return ids
 
 
-def facts_of(model: PreTrainedModel, tokenizer: Encoder | None = None) -> BaseFacts:
+def facts_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None = None) -> BaseFacts:
     """Reads them off an opened model. The model is left unchanged."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
@@ -130,8 +122,14 @@ def facts_of(model: PreTrainedModel, tokenizer: Encoder | None = None) -> BaseFa
         table=table,
         table_site=Site(name, table.shape[0], table.shape[1], is_table=True),
         weight=lambda name: weight_of(modules[name]),
-        encode=None if tokenizer is None else lambda text: tokenizer.encode(text, add_special_tokens=False),
+        encode=None if tokenizer is None else _encoder(tokenizer),
     )
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], list[int]]:
+    """Made when it is first wanted: of a large vocabulary that takes a second, and few methods want it."""
+    words = cache(lambda: Words(tokenizer))
+    return lambda text: words().within(text)
 
 
 def weight_of(module: nn.Module) -> Tensor:

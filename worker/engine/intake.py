@@ -71,6 +71,7 @@ class Intake:
             text=text,
             limit=min(spec.sampling.max_tokens, spec.offset + room),
             emit=emit,
+            wants_logprob=spec.with_logprob,
         )
 
     def _prompt(self, spec: GenerateSpec) -> tuple[int, ...]:

@@ -106,7 +106,8 @@ def _measurer(settings: Settings, store: BlobStore, base: OpenBase) -> Callable[
         settings.cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=settings.cache_dir, prefix="measure-") as folder:
             try:
-                found = measure(store.fetch(spec.file_sha256, Path(folder) / "file"), tokenizer, spec.max_tokens)
+                path = store.fetch(spec.file_sha256, Path(folder) / "file")
+                found = measure(path, tokenizer, spec.max_tokens, template=spec.template)
             except MissingBlob as error:
                 raise Refused(400, "file_not_found", "the file is not in the store", "file_sha256") from error
             except FaultyLineError as error:
