@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.pytorch_utils import Conv1D
 
 from core.attention import NAME, RaggedBatch
+from core.base.facts import linears_of, site_of
 from core.cache import KVCache
 from core.effects import Effect, KVPrefix, LowRank, SoftPrompt
 from core.linear import OUTSIDE, Head, RoutedLinear, Switchboard, flight_of
@@ -98,13 +98,7 @@ class RoutedModel(nn.Module):
             self._checkpoint()
 
     def _route(self) -> dict[str, RoutedLinear]:
-        head = self.base.get_output_embeddings()  # type: ignore[no-untyped-call]
-        found = {
-            name: module
-            for name, module in self.base.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head
-        }
-        sites = {name: RoutedLinear(name, module, self._board) for name, module in found.items()}
+        sites = {name: RoutedLinear(name, module, self._board) for name, module in linears_of(self.base).items()}
         for name, site in sites.items():
             parent, _, leaf = name.rpartition(".")
             setattr(self.base.get_submodule(parent), leaf, site)
@@ -217,8 +211,8 @@ class RoutedModel(nn.Module):
     def _check_site(self, name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
         if name not in self.sites:
             raise ValueError(f"no layer named {name!r}; this base model has {sorted(self.sites)[:8]} and so on")
-        base = self.sites[name].base
-        width_in, width_out = (base.nx, base.nf) if isinstance(base, Conv1D) else (base.in_features, base.out_features)
+        site = site_of(name, self.sites[name].base)
+        width_in, width_out = site.width_in, site.width_out
         if (a[1], b[0]) != (width_in, width_out) or a[0] != b[1]:
             raise ValueError(f"{name}: A {a} and B {b} do not fit a layer of {width_in} inputs and {width_out} outputs")
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from core.base.nf4 import Linear4bit
+
 
 class Encoder(Protocol):
     """As much of a tokeniser as a method needs."""
@@ -71,23 +73,32 @@ def facts_of(model: PreTrainedModel, tokenizer: Encoder | None = None) -> BaseFa
         head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
         context=config.max_position_embeddings,
         vocabulary=table.shape[0],
-        sites=_sites(model),
+        sites=tuple(site_of(name, module) for name, module in linears_of(model).items()),
         table=table,
         encode=None if tokenizer is None else lambda text: tokenizer.encode(text, add_special_tokens=False),
     )
 
 
-def _sites(model: PreTrainedModel) -> tuple[Site, ...]:
+def linears_of(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Every linear layer but the output head, by its name: in 16 bits, as a Conv1D, or in 4 bits."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    sites = []
-    for name, module in model.named_modules():
-        if module is head:
-            continue
-        if isinstance(module, nn.Linear):
-            sites.append(Site(name, module.in_features, module.out_features))
-        elif isinstance(module, Conv1D):
-            sites.append(Site(name, module.weight.shape[0], module.weight.shape[1], is_conv1d=True))
-    return tuple(sites)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D | Linear4bit) and module is not head
+    }
+
+
+def site_of(name: str, module: nn.Module) -> Site:
+    """What a method may know of a linear layer."""
+    match module:
+        case Conv1D():
+            return Site(name, module.nx, module.nf, is_conv1d=True)
+        case Linear4bit(is_conv1d=is_conv1d):
+            return Site(name, module.in_features, module.out_features, is_conv1d=is_conv1d)
+        case nn.Linear():
+            return Site(name, module.in_features, module.out_features)
+    raise TypeError(f"{name}: {type(module).__name__} is no linear layer")
 
 
 def _answers(site: Site, name: str) -> bool:
