@@ -109,6 +109,7 @@ class Attempt:
             cache_dir=self.assignment.cache_dir,
             device=self.settings.device,
             precision=self.settings.precision,
+            base_precision=self.spec.method.base_precision,
         )
         if base.device.type == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - torch's own signature
@@ -138,12 +139,19 @@ class Attempt:
             message = f"{damage.path.name}: {damage.reason}; going on from step {reached}"
             self.say(WarningReport(code="checkpoint_corrupt", message=message, step=reached))
         if found is None:
+            self._say_what_is_otherwise()
             return True
         self._load(found)
         if found.facts["has_adapter"]:
             # Nobody may have been told of it: the attempt that made it can have died before it could say so.
             self._tell(found.path, self._export(f"step-{found.step}.zip"))
         return bool(found.facts["is_settled"])
+
+    def _say_what_is_otherwise(self) -> None:
+        asked, used = self.spec.optimizer, self.run.optimizer_in_force
+        if used != asked:
+            message = f"{asked} pages to a GPU's host, and this machine trains on its CPU: {used} steps instead"
+            self.say(WarningReport(code="optimizer_unpaged", message=message, step=0))
 
     def _load(self, found: checkpoint.Checkpoint) -> None:
         self.run.load(found.tensors, found.facts)

@@ -3,21 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
+from core.base.nf4 import Linear4bit, dense_weight
 from core.base.words import Words
-
-
-@runtime_checkable
-class Packed(Protocol):
-    """A linear layer whose weight is kept in fewer bits than it computes in."""
-
-    def dequantised(self) -> Tensor:
-        """The weight it computes with, [O, I]."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +99,7 @@ def facts_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None =
     assert isinstance(embeddings, nn.Embedding)
     table = embeddings.weight.detach()  # [V, H]
     name = next(name for name, module in model.named_modules() if module is embeddings)
-    sites = _sites(model)
-    # The modules themselves: a RoutedModel will stand others in their places.
-    modules = {site.name: model.get_submodule(site.name) for site in sites}
+    modules = linears_of(model)  # the modules themselves: a RoutedModel will stand others in their places
     return BaseFacts(
         hidden=config.hidden_size,
         layers=config.num_hidden_layers,
@@ -118,10 +108,10 @@ def facts_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None =
         context=config.max_position_embeddings,
         vocabulary=table.shape[0],
         specials=frozenset() if tokenizer is None else frozenset(tokenizer.all_special_ids),
-        sites=sites,
+        sites=tuple(site_of(name, module) for name, module in modules.items()),
         table=table,
         table_site=Site(name, table.shape[0], table.shape[1], is_table=True),
-        weight=lambda name: weight_of(modules[name]),
+        weight=lambda name: dense_weight(modules[name]),
         encode=None if tokenizer is None else _encoder(tokenizer),
     )
 
@@ -132,23 +122,23 @@ def _encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], list[int]]:
     return lambda text: words().within(text)
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as it computes, dequantised: [O, I] fp32, not to be changed."""
-    if isinstance(module, Packed):
-        return module.dequantised().float()
-    assert isinstance(module.weight, Tensor)
-    weight = module.weight.detach().float()
-    return weight.T if isinstance(module, Conv1D) else weight
-
-
-def _sites(model: PreTrainedModel) -> tuple[Site, ...]:
+def linears_of(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Every linear layer but the output head, by its name: in 16 bits, as a Conv1D, or in 4 bits."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    sites = []
-    for name, module in model.named_modules():
-        if module is head:
-            continue
-        if isinstance(module, nn.Linear):
-            sites.append(Site(name, module.in_features, module.out_features))
-        elif isinstance(module, Conv1D):
-            sites.append(Site(name, module.weight.shape[0], module.weight.shape[1], is_conv1d=True))
-    return tuple(sites)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D | Linear4bit) and module is not head
+    }
+
+
+def site_of(name: str, module: nn.Module) -> Site:
+    """What a method may know of a linear layer."""
+    match module:
+        case Conv1D():
+            return Site(name, module.nx, module.nf, is_conv1d=True)
+        case Linear4bit(is_conv1d=is_conv1d):
+            return Site(name, module.in_features, module.out_features, is_conv1d=is_conv1d)
+        case nn.Linear():
+            return Site(name, module.in_features, module.out_features)
+    raise TypeError(f"{name}: {type(module).__name__} is no linear layer")

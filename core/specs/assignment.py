@@ -97,7 +97,10 @@ class FinishedReport(Spec):
 
 
 class WarningReport(Spec):
-    """Something went wrong and the run goes on. code: checkpoint_corrupt, step_skipped or rolled_back."""
+    """Something went wrong and the run goes on.
+
+    code: checkpoint_corrupt, step_skipped, rolled_back or optimizer_unpaged.
+    """
 
     kind: Literal["warning"] = "warning"
     code: str
