@@ -35,7 +35,7 @@ class Inspector:
             except MissingBlob as error:
                 raise Refused(400, "file_not_found", "the file is not in the store", "file") from error
             except ValueError as error:
-                raise Refused(400, "invalid_adapter", f"{str(error)[:1].upper()}{str(error)[1:]}", "file") from error
+                raise Refused(400, "invalid_adapter", str(error), "file") from error
 
     def _read(self, spec: InspectSpec, upload: Path) -> Foreign:
         if spec.merged_linear is not None:
