@@ -14,6 +14,7 @@ from api import errors
 from api.engine_directory import EngineDirectory
 from core.records.tables import Presence
 from core.specs.generation import Frame, FrameError, GenerateSpec, MeasureSpec
+from core.specs.inspection import Inspected, InspectSpec
 
 log = structlog.get_logger()
 
@@ -22,6 +23,7 @@ MAX_FRAME_BYTES = 4 << 20
 # An engine on a busy CPU may need long for a long prompt, but it is silent for a minute only when it is lost.
 TIMEOUT = httpx.Timeout(60.0, connect=2.0)
 MEASURE_TIMEOUT = httpx.Timeout(120.0, connect=2.0)
+INSPECT_TIMEOUT = httpx.Timeout(300.0, connect=2.0)
 RETURN_S = 30.0  # how long a stream that has begun waits for an engine to come back
 LOOK_S = 0.25
 MAX_TRIES = 2  # engines that a new request is offered to
@@ -123,6 +125,24 @@ class EngineClient:
                 log.warning("measure.failed", error=type(error).__name__)
                 self.directory.failed(engine)
         return None
+
+    async def inspect(self, spec: InspectSpec) -> Inspected:
+        """What a stranger's adapter is, as InspectSpec says. Raises ClientError: what an engine refuses, or 503."""
+        for engine in await self.directory.choices(spec.base_model, None):
+            try:
+                answer = await self._http.post(
+                    f"{engine.url}/inspect", json=spec.model_dump(mode="json"), timeout=INSPECT_TIMEOUT
+                )
+                if answer.status_code == httpx.codes.OK:
+                    return Inspected.model_validate_json(answer.content)
+                problem = _refusal(answer.status_code, answer.content)
+                if isinstance(problem, errors.ClientError):
+                    raise problem
+                log.warning("inspect.refused", status=answer.status_code)
+            except (httpx.HTTPError, ValidationError) as error:
+                log.warning("inspect.failed", error=type(error).__name__)
+                self.directory.failed(engine)
+        raise errors.overloaded("No engine is ready to read this adapter.", code="engine_unavailable", wait_s=5)
 
     async def _on_any(
         self, spec: GenerateSpec, progress: _Progress, *, is_patient: bool

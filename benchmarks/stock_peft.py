@@ -1,8 +1,8 @@
 """What stock transformers and PEFT make of a base model and an adapter folder. Knows nothing of Graft.
 
 Run in an environment of its own: python stock_peft.py BASE_FOLDER REQUEST.json ANSWER.json. The request names adapter
-folders (null is the bare base) and prompts as token ids; the answer holds, for each, the logits after the prompt and the
-tokens that greedy decoding goes on with. One unpadded row at a time, fp32, each step from the start: slow and plain.
+folders (null is the bare base) and prompts as token ids; the answer holds, for each, the logits after the prompt and
+the tokens that greedy decoding goes on with. One unpadded row at a time, fp32, each step from the start: slow and plain.
 """
 
 import json

@@ -255,6 +255,7 @@ class Attempt:
             self.adapters / name,
             assignment=self.assignment,
             base=self.base,
+            rows=len(self.corpus),
             step=self.run.step,
             metrics=self.metrics,
         )

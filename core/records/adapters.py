@@ -1,16 +1,19 @@
 """The registry of fine-tuned models: which name means which weights, for whom. What is deleted is missing."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
+from core.blobs import Blob
 from core.records import audit
 from core.records.database import clock
+from core.records.names import model_name
 from core.records.pages import Page, page
 from core.records.scope import Account, of
-from core.records.tables import Adapter, Checkpoint, Job
+from core.records.tables import Adapter, Checkpoint, Job, new_id
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,36 @@ class Model:
     created_at: float | None = None
     job_id: str | None = None
     peft_type: str | None = None
+
+
+def register(
+    session: Session,
+    account: Account,
+    *,
+    base_model: str,
+    suffix: str | None,
+    blob: Blob,
+    peft_type: str,
+    details: Mapping[str, Any],
+) -> Adapter:
+    """Remember an adapter that no job of ours made; its blob is stored before. It can be called at once."""
+    identifier = new_id("adapter-")
+    row = Adapter(
+        id=identifier,
+        organization_id=account.organization_id,
+        project_id=account.project_id,
+        name=model_name(base_model, account.organization_slug, suffix, identifier),
+        base_model=base_model,
+        peft_type=peft_type,
+        blob_sha256=blob.sha256,
+        size_bytes=blob.size_bytes,
+        details=dict(details),
+        created_at=clock(session),
+    )
+    session.add(row)
+    audit.note(session, account, "adapter.imported", row.name)
+    session.flush()
+    return row
 
 
 def resolve(session: Session, account: Account, name: str, *, base_models: Container[str]) -> Model | None:

@@ -35,6 +35,8 @@ class Assignment(Spec):
     base: BaseModelEntry
     training_file: Path
     validation_file: Path | None = None
+    training_file_id: str | None = Field(None, description="By which its owner knows it; for the adapter's manifest.")
+    validation_file_id: str | None = None
     work_dir: Path = Field(description="Of this job, kept between attempts: checkpoints/ and adapters/ lie in it.")
     cache_dir: Path = Field(description="Of this machine: converted base models.")
 

@@ -29,10 +29,13 @@ from core.records.database import Database
 from core.records.tables import new_id
 from core.settings import Settings
 from core.specs.generation import GenerateSpec, MeasureSpec, SamplingSpec
+from core.specs.inspection import Inspected, InspectSpec
 from worker.engine.engine import Engine
 from worker.engine.http import Desk, create_app
+from worker.engine.inspection import Inspector
 from worker.engine.intake import Intake, Refused
 from worker.engine.residency import loader
+from worker.manifest import facts_of_base
 
 log = structlog.get_logger()
 
@@ -49,6 +52,7 @@ class Opened:
     engine: Engine
     intake: Intake
     measure: Callable[[MeasureSpec], dict[str, object]]
+    inspect: Callable[[InspectSpec], Inspected]
     details: dict[str, object]  # for the presence row
 
 
@@ -85,7 +89,8 @@ def open_engine(settings: Settings, store: BlobStore) -> Opened:
         "rows": settings.engine_rows,
         "revision": base.revision,
     }
-    return Opened(engine, intake, _measurer(settings, store, base), details)
+    inspector = Inspector(store, settings.cache_dir, model, facts_of_base(settings.default_base_model, base))
+    return Opened(engine, intake, _measurer(settings, store, base), inspector.inspect, details)
 
 
 def _warm_up(engine: Engine, intake: Intake, base_model: str) -> None:
@@ -148,6 +153,7 @@ class EngineProcess:
             token=settings.engine_token,
             max_body_bytes=settings.max_body_bytes,
             measure=self._measure,
+            inspect=self._inspect,
         )
         self._opened: Opened | None = None
 
@@ -204,6 +210,10 @@ class EngineProcess:
     def _measure(self, spec: MeasureSpec) -> dict[str, object]:
         assert self._opened is not None
         return self._opened.measure(spec)
+
+    def _inspect(self, spec: InspectSpec) -> Inspected:
+        assert self._opened is not None
+        return self._opened.inspect(spec)
 
     async def _drain(self, url: str) -> None:
         """No new rows; those under way get DRAIN_S, then go on elsewhere."""
