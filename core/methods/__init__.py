@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core.effects import Effect, Ensemble
+from core.methods.adalora import AdaLora
 from core.methods.lora import Lora
 from core.methods.qlora import QLora
 from core.optimisers import Group
@@ -58,4 +59,4 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, Callable[..., Method]] = {"lora": Lora, "qlora": QLora}
+METHODS: dict[str, Callable[..., Method]] = {"lora": Lora, "qlora": QLora, "adalora": AdaLora}
