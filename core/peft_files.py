@@ -16,6 +16,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from core.effects import Effect, Ensemble, KVPrefix, LowRank, SoftPrompt
+from core.methods.adalora import AdaLora
+from core.peft_adalora import adalora, adalora_config, adalora_tensors
 from core.peft_low_rank import low_rank, low_rank_tensors
 from core.peft_virtual import (
     NOTE,
@@ -49,16 +51,30 @@ def write(method: Learned, folder: Path, base_model: str) -> None:
 
     base_model: what stock peft will look the base up by; our own id for it, or its name on the hub.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True}
-    config = method.peft_config() | common
+    config = method.peft_config()
     with torch.no_grad():
         effect = _one(method.effect())
-        tensors = {name: t.detach().float().cpu().contiguous().clone() for name, t in _tensors(effect, config).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        tensors = _tensors(effect, config)
+    folder.mkdir(parents=True, exist_ok=True)
     if NOTE in config and isinstance(effect, SoftPrompt):
         _write_json(folder / TEMPLATE, template_note(effect, config))
         del config[NOTE]
+    _save(tensors, config, folder, base_model)
+
+
+def write_adalora(method: AdaLora, folder: Path, base_model: str) -> None:
+    """As write, by AdaLoRA's own name: P, Λ and Q apart, as only PEFT's ADALORA reads them."""
+    with torch.no_grad():
+        tensors = adalora_tensors(method)
+    _save(tensors, adalora_config(method), folder, base_model)
+
+
+def _save(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path, base_model: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: t.detach().float().cpu().contiguous().clone() for name, t in tensors.items()}
+    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
+    common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True}
+    config = {**config, **common}
     _write_json(folder / CONFIG, config)
     (folder / CARD).write_text(_card(config), encoding="utf-8")
 
@@ -163,6 +179,7 @@ def _refuse_constant(name: str) -> float:
 
 READERS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Effect]] = {
     "LORA": low_rank,
+    "ADALORA": adalora,
     "PROMPT_TUNING": soft_prompt,
     "P_TUNING": soft_prompt,
     "PREFIX_TUNING": kv_prefix,

@@ -52,7 +52,7 @@ PLAIN_STARTS = (True, False, "gaussian", "orthogonal")
 
 def low_rank(config: dict[str, Any], tensors: dict[str, Tensor]) -> LowRank:
     """What a LORA folder does. Raises ValueError for one that means more than an effect can say."""
-    _refuse_variants(config)
+    refuse_variants(config, HARMLESS)
     sides: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}, "magnitude_vector": {}}
     tables, unknown = set(), []
     for name, tensor in tensors.items():
@@ -93,14 +93,15 @@ def _check_magnitudes(magnitude: Mapping[str, Tensor], wanted: AbstractSet[str],
         raise ValueError(f"use_dora of embeddings is not supported: {sorted(tables)}")
 
 
-def _refuse_variants(config: Mapping[str, Any]) -> None:
+def refuse_variants(config: Mapping[str, Any], harmless: AbstractSet[str]) -> None:
+    """Raise ValueError for a config that says something that is neither harmless nor looked at elsewhere."""
     if config.get("bias", "none") != "none":
         raise ValueError(f"bias {config['bias']!r} changes the base model's biases; only 'none' is supported")
     start = config.get("init_lora_weights", True)
     if start not in PLAIN_STARTS:
         raise ValueError(f"init_lora_weights {start!r} trains beside a changed base model, which is not supported")
     told = {"bias", "init_lora_weights", "modules_to_save"}
-    variants = sorted(key for key, value in config.items() if value and key not in HARMLESS and key not in told)
+    variants = sorted(key for key, value in config.items() if value and key not in harmless and key not in told)
     if variants:
         raise ValueError(f"the adapter uses {variants}, which is not supported: only plain LoRA and rsLoRA are")
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from core.effects import Effect, Ensemble
+from core.methods.adalora import AdaLora
 from core.methods.lora import Lora
 from core.methods.p_tuning import PTuning
 from core.methods.prefix_tuning import PrefixTuning
@@ -64,6 +65,7 @@ class Method(Protocol):
 METHODS: dict[str, Callable[..., Method]] = {
     "lora": Lora,
     "qlora": QLora,
+    "adalora": AdaLora,
     "prefix_tuning": PrefixTuning,
     "prompt_tuning": PromptTuning,
     "p_tuning": PTuning,
