@@ -32,7 +32,7 @@ def optimiser_of(name: Optimizer, groups: Sequence[Group], *, weight_decay: floa
 
 
 def in_force(name: Optimizer, device: torch.device) -> Optimizer:
-    """Which optimiser a device steps for this one: a CPU has no memory to page from, so there it is the unpaged form."""
+    """Which optimiser a device steps for this one: a CPU has nothing to page, so there it is the unpaged form."""
     return name if device.type == "cuda" else _UNPAGED.get(name, name)
 
 
@@ -70,7 +70,7 @@ def _as_theirs(optimiser: Any, moments: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _settle(optimiser: Any) -> None:  # noqa: ANN401 - as above
-    """Moves what was loaded into memory of the kind that it would have been made in: paged where the optimiser pages."""
+    """Moves what was loaded into such memory as it would have been made in: paged where the optimiser pages."""
     for parameter, moments in optimiser.state.items():
         for name in ("state1", "state2"):
             fresh = optimiser.get_state_buffer(parameter, dtype=moments[name].dtype)

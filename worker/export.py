@@ -11,20 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from core import peft_files
-from core.base.load import OpenBase
+from core.base.load import NAMES, OpenBase
 from core.methods import Method
 from core.specs.assignment import Assignment
 
 FORMAT = 1
-PRECISIONS = {"torch.bfloat16": "bf16", "torch.float32": "fp32"}
 
 
 def export(
-    method: Method, target: Path, *, assignment: Assignment, base: OpenBase, step: int, metrics: Mapping[str, float]
+    method: Method,
+    target: Path,
+    *,
+    assignment: Assignment,
+    base: OpenBase,
+    step: int,
+    metrics: Mapping[str, float],
+    measured: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the zip target, whole or not at all, in the place of one that was there; returns target."""
+    """Writes the zip target, whole or not at all, in the place of one that was there; returns target.
+
+    measured: what is known of it beyond details_of.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    origin = _origin(method, assignment, base, step, metrics)
+    origin = _origin(method, assignment, base, step, metrics) | dict(measured or {})
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         folder, fresh = Path(scratch) / "adapter", Path(scratch) / "adapter.zip"
         peft_files.write(method, folder, assignment.base.id)
@@ -37,15 +46,17 @@ def export(
     return target
 
 
-def details_of(method: Method, base: OpenBase) -> dict[str, str | int | float]:
+def details_of(method: Method, base: OpenBase) -> dict[str, Any]:
     """What the registry keeps of an adapter beside its bytes."""
+    quantisation = base.quantisation
     return {
         "parameters": sum(p.numel() for p in method.parameters()),
         "peft_type": str(method.peft_config()["peft_type"]),
-        "base_precision": method.base_precision,
-        "computed_in": PRECISIONS[str(base.dtype)],
+        "base_precision": base.base_precision,
+        "computed_in": NAMES[base.dtype],
         "base_revision_sha256": base.revision,
         "chat_template_sha256": base.template_sha256,
+        **({"base_quantisation": quantisation} if quantisation else {}),
     }
 
 
