@@ -143,6 +143,7 @@ def model(row: Model, account: Account) -> Shape:
         "shutdown_date": None,
         "parent": None if is_base else row.base_model,
         "peft_type": row.peft_type,
+        "base_precision": row.base_precision,
         "adapter_id": row.adapter_id,
         "fine_tuning_job_id": row.job_id,
     }

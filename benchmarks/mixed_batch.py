@@ -1,8 +1,8 @@
 """One batch of eight rows by six methods, served; each row against itself alone and against stock PEFT run alone.
 
 Starts a service in fp32, trains seven small adapters by REST on the 16-bit base and seven on the NF4 base, asks eight
-rows of each base at once and one by one, downloads the adapters, and has stock PEFT answer the same prompts (on NF4, with
-the base's dequantised weights). Ends with 1 unless all texts agree. Writes benchmarks/results/mixed_batch.json.
+rows of each base at once and one by one, downloads the adapters, and has stock PEFT answer the same prompts (on NF4,
+with the base's dequantised weights). Ends with 1 unless all texts agree. Writes benchmarks/results/mixed_batch.json.
 """
 
 import argparse
@@ -23,19 +23,23 @@ import httpx
 import torch
 from openai import OpenAI
 from rich.table import Table
+from safetensors.torch import save_file
 
 from benchmarks.service import console, follow, progress, service
+from core.adapter_files import read_zip
 from core.base.catalogue import entry
+from core.base.facts import linears_of, site_of
 from core.base.load import OpenBase, open_base
+from core.base.nf4 import dense_weight
 from core.data.tokens import encode_prompt
 from core.effects import KVPrefix, SoftPrompt, members_of
 from core.model import RoutedModel, Rows
-from core.peft_files import read_zip
 from core.records import presences
 from core.records.database import Database
 from core.routing import Routing
 from core.settings import Settings
 from core.specs.generation import ChatMessage
+from core.specs.method import BasePrecision
 
 RESULTS = Path("benchmarks/results/mixed_batch.json")
 STOCK = Path(__file__).with_name("stock_peft.py")
@@ -50,6 +54,15 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "p-tuning": {"type": "p_tuning", "template": "{v:4} Ticket: {input}{v:3}{target}"},
 }
 NEW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What was asked, and what the rows said in one batch and one by one."""
+
+    words: list[str]
+    together: list[str]
+    alone: list[str]
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ def arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stock-python", default=sys.executable, help="of an environment with torch and peft")
-    parser.add_argument("--precisions", nargs="+", default=["bf16", "nf4"])
+    parser.add_argument("--precisions", nargs="+", choices=["bf16", "nf4"], default=["bf16", "nf4"])
     return parser.parse_args()
 
 
@@ -118,35 +131,31 @@ def trained(client: OpenAI, base: str, precision: str) -> dict[str, str]:
 
 
 def batch_of(
-    client: OpenAI, settings: Settings, precision: str, models: dict[str, str], stock_python: str
+    client: OpenAI, settings: Settings, precision: BasePrecision, models: dict[str, str], stock_python: str
 ) -> tuple[list[Row], dict[str, int]]:
     """Eight rows at once, then alone, then by stock PEFT."""
     base = settings.default_base_model
     asked = {"base": base if precision == "bf16" else f"{base}@{precision}", **models}
-    messages = [
-        {"role": "user", "content": json.loads(line)["messages"][-2]["content"]}
-        for line in SAMPLE.read_text(encoding="utf-8").splitlines()[40:48]
-    ]
+    lines = SAMPLE.read_text(encoding="utf-8").splitlines()[40:48]
+    words = [str(json.loads(line)["messages"][-2]["content"]) for line in lines]
 
-    def ask(pair: tuple[str, dict[str, str]]) -> str:
+    def ask(pair: tuple[str, str]) -> str:
+        model, said = pair
         answer = client.chat.completions.create(
-            model=pair[0],
-            messages=[pair[1]],
-            temperature=0,
-            max_tokens=NEW_TOKENS,  # type: ignore[list-item]
+            model=model, messages=[{"role": "user", "content": said}], temperature=0, max_tokens=NEW_TOKENS
         )
         return answer.choices[0].message.content or ""
 
-    pairs = list(zip(asked.values(), messages, strict=True))
+    pairs = list(zip(asked.values(), words, strict=True))
     for pair in pairs:
         ask(pair)  # so that every adapter is in memory when all are asked at once
     first = engine_steps(settings, precision)
     with ThreadPoolExecutor(len(pairs)) as pool:
         together = list(pool.map(ask, pairs))
     second = engine_steps(settings, precision)
-    alone = [ask(pair) for pair in pairs]
+    answers = Answers(words, together, [ask(pair) for pair in pairs])
     third = engine_steps(settings, precision)
-    rows = compared(client, settings, precision, asked, messages, together, alone, stock_python)
+    rows = compared(client, settings, precision, asked, answers, stock_python=stock_python)
     return rows, {"together": second - first, "alone": third - second}
 
 
@@ -164,57 +173,61 @@ def engine_steps(settings: Settings, precision: str) -> int:
 def compared(
     client: OpenAI,
     settings: Settings,
-    precision: str,
+    precision: BasePrecision,
     asked: dict[str, str],
-    messages: list[dict[str, str]],
-    together: list[str],
-    alone: list[str],
+    answers: Answers,
+    *,
     stock_python: str,
 ) -> list[Row]:
     """The rows with what stock PEFT says to the same prompts."""
-    opened = open_base(
-        entry(settings.base_models, settings.default_base_model),
-        cache_dir=settings.cache_dir,
-        device="cpu",
-        precision="fp32",
-        base_precision=precision,
-    )
+    base = entry(settings.base_models, settings.default_base_model)
+    opened = open_base(base, cache_dir=settings.cache_dir, device="cpu", precision="fp32", base_precision=precision)
+    prompts = [encode_prompt([ChatMessage(role="user", content=words)], opened.tokenizer) for words in answers.words]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         zips = {name: download(client, model, folder / name) for name, model in asked.items() if name != "base"}
-        prompts = [encode_prompt([ChatMessage.model_validate(m)], opened.tokenizer) for m in messages]
-        reserved = reserved_ids([zip_path.parent / "adapter" for zip_path in zips.values()])
-        request = [
-            {
-                "adapter": str(zips[name].parent / "adapter") if name in zips else None,
-                "ids": ids,
-                "max_tokens": NEW_TOKENS,
-                "stop_ids": list(opened.stop_ids),
-                "reserved": reserved,
-            }
-            for name, ids in zip(asked, prompts, strict=True)
-        ]
-        stock = answered_by_stock(opened, folder, request, stock_python)
+        stock = answered_by_stock(opened, folder, request_of(list(asked), prompts, zips, opened), stock_python)
         model = RoutedModel(opened.model)
         rows = []
         for number, (name, model_name) in enumerate(asked.items()):
             said = opened.tokenizer.decode(stock[number]["ids"], skip_special_tokens=True)
             mine = logits_of(model, zips.get(name), prompts[number])
-            difference = float((mine - torch.tensor(stock[number]["logits"])).abs().max())
-            config = zips[name].parent / "adapter/adapter_config.json" if name in zips else None
-            rows.append(
-                Row(
-                    base_precision=precision,
-                    name=name,
-                    model=model_name,
-                    peft_type=json.loads(config.read_text())["peft_type"] if config else "",
-                    text=together[number],
-                    equals_alone=together[number] == alone[number],
-                    equals_stock=together[number] == said,
-                    logit_difference=difference,
-                )
+            row = Row(
+                base_precision=precision,
+                name=name,
+                model=model_name,
+                peft_type=config_of(zips[name])["peft_type"] if name in zips else "",
+                text=answers.together[number],
+                equals_alone=answers.together[number] == answers.alone[number],
+                equals_stock=answers.together[number] == said,
+                logit_difference=float((mine - torch.tensor(stock[number]["logits"])).abs().max()),
             )
+            rows.append(row)
     return rows
+
+
+def request_of(
+    names: list[str], prompts: list[list[int]], zips: dict[str, Path], opened: OpenBase
+) -> list[dict[str, Any]]:
+    """What stock PEFT is asked."""
+    configs = [config_of(zip_path) for zip_path in zips.values()]
+    reserved = sorted({index for config in configs for index in config.get("token_indices") or ()})
+    return [
+        {
+            "adapter": str(zips[name].parent / "adapter") if name in zips else None,
+            "ids": ids,
+            "max_tokens": NEW_TOKENS,
+            "stop_ids": list(opened.stop_ids),
+            "reserved": reserved,  # no answer holds an id that some adapter replaces
+        }
+        for name, ids in zip(names, prompts, strict=True)
+    ]
+
+
+def config_of(zip_path: Path) -> dict[str, Any]:
+    """adapter_config.json."""
+    config: dict[str, Any] = json.loads((zip_path.parent / "adapter/adapter_config.json").read_text())
+    return config
 
 
 def download(client: OpenAI, model: str, folder: Path) -> Path:
@@ -228,18 +241,12 @@ def download(client: OpenAI, model: str, folder: Path) -> Path:
     return path
 
 
-def reserved_ids(folders: list[Path]) -> list[int]:
-    """Token ids that some adapter replaces: no answer holds them."""
-    configs = [json.loads((folder / "adapter_config.json").read_text()) for folder in folders]
-    return sorted({index for config in configs for index in config.get("token_indices") or ()})
-
-
 def answered_by_stock(
     opened: OpenBase, folder: Path, request: list[dict[str, Any]], stock_python: str
 ) -> list[dict[str, Any]]:
     """Another process, which imports nothing of ours."""
     base = folder / "base"
-    plain_model(opened).save_pretrained(base)
+    save_plain(opened, base)
     (folder / "request.json").write_text(json.dumps(request))
     command = [stock_python, str(STOCK), str(base), str(folder / "request.json"), str(folder / "answer.json")]
     began = time.monotonic()
@@ -249,9 +256,17 @@ def answered_by_stock(
     return answers
 
 
-def plain_model(opened: OpenBase) -> Any:  # noqa: ANN401 - a model of the library's
+def save_plain(opened: OpenBase, folder: Path) -> None:
     """The base as any program can open it: in fp32, NF4 weights dequantised."""
-    return opened.model
+    tensors = {name: t for name, t in opened.model.state_dict().items() if name.endswith(("weight", "bias"))}
+    for name, module in linears_of(opened.model).items():
+        weight = dense_weight(module)
+        tensors[f"{name}.weight"] = weight.T if site_of(name, module).is_conv1d else weight
+    kept = {name: t.detach().float().contiguous().clone() for name, t in tensors.items() if t.is_floating_point()}
+    if opened.model.config.tie_word_embeddings:
+        kept.pop("lm_head.weight", None)
+    opened.model.config.save_pretrained(folder)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def logits_of(model: RoutedModel, zip_path: Path | None, prompt: list[int]) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 Run in an environment of its own: python stock_peft.py BASE_FOLDER REQUEST.json ANSWER.json. The request names adapter
 folders (null is the bare base) and prompts as token ids; the answer holds, for each, the logits after the prompt and
-the tokens that greedy decoding goes on with. One unpadded row at a time, fp32, each step from the start: slow and plain.
+the tokens that greedy decoding goes on with. One unpadded row at a time, fp32, each step from the start: slow, plain.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -21,14 +22,16 @@ def main(base_folder: str, request: str, answer: str) -> None:
     Path(answer).write_text(json.dumps([row_of(base_folder, row) for row in rows]))
 
 
-def row_of(base_folder: str, row: dict) -> dict:
+def row_of(base_folder: str, row: dict[str, Any]) -> dict[str, Any]:
     """One adapter, one prompt."""
-    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, local_files_only=True).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, local_files_only=True).eval()
     ids, stops = list(row["ids"]), set(row["stop_ids"])
     if row["adapter"]:
         ids = templated(Path(row["adapter"]), ids)
-        model = PeftModel.from_pretrained(model, row["adapter"]).eval()
-    logits, new = None, []
+        model = PeftModel.from_pretrained(model, row["adapter"])
+        model.train(mode=False)
+    logits: torch.Tensor | None = None
+    new: list[int] = []
     with torch.inference_mode():
         while len(new) < row["max_tokens"] and not (new and new[-1] in stops):
             last = model(input_ids=torch.tensor([ids + new])).logits[0, -1].float()

@@ -31,16 +31,18 @@ def export(
     rows: int,
     step: int,
     metrics: Mapping[str, float],
+    measured: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the zip target, whole or not at all, in the place of one that was there; returns target.
 
-    rows: of the training file, as the trainer reads it.
+    rows: of the training file, as the trainer reads it. measured: what is known of it beyond details_of.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     facts = _facts(method, assignment, base) | {
         "step": step,
         "metrics": dict(metrics),
         "dataset": _dataset(assignment, rows),
+        **(measured or {}),
     }
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         folder, fresh = Path(scratch) / "adapter", Path(scratch) / "adapter.zip"
@@ -56,28 +58,22 @@ def export(
     return target
 
 
-def details_of(method: Method, base: OpenBase) -> dict[str, str | int | float]:
+def details_of(method: Method, base: OpenBase) -> dict[str, Any]:
     """What the registry keeps of an adapter beside its bytes."""
     with torch.no_grad():
         members = len(members_of(method.effect()))
-    facts = manifest.facts_of_base("", base)
-    del facts["base_model"]
     return {
         "origin": "training",
         "parameters": sum(p.numel() for p in method.parameters()),
         "peft_type": str(method.peft_config()["peft_type"]),
         "members": members,
-        "base_precision": method.base_precision,
-        **facts,
+        **manifest.facts_of_base(base),
     }
 
 
 def _facts(method: Method, assignment: Assignment, base: OpenBase) -> dict[str, Any]:
-    details = details_of(method, base)
-    quantisation = manifest.quantisation(method.base_precision, str(details["computed_in"]))
     return {
-        **details,
-        **({"quantisation": quantisation} if quantisation else {}),
+        **details_of(method, base),
         "job_id": assignment.job_id,
         "base_model": assignment.base.id,
         "spec": assignment.spec.model_dump(mode="json"),

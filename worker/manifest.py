@@ -8,29 +8,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.base.load import OpenBase
+from core.base.load import NAMES, OpenBase
 from core.blobs import blob_of
-from core.specs.method import BasePrecision
 
 NAME = "graft.json"
 FORMAT = 2
-PRECISIONS = {"torch.bfloat16": "bf16", "torch.float32": "fp32"}
-NF4 = {"quant_type": "nf4", "block_size": 64, "double_quant": True}  # as core/base opens it
 
 
-def facts_of_base(base_model: str, base: OpenBase) -> dict[str, str]:
+def facts_of_base(base: OpenBase) -> dict[str, Any]:
     """What an adapter must know of the model that it changes."""
+    quantisation = base.quantisation
     return {
-        "base_model": base_model,
+        "base_precision": base.base_precision,
+        "computed_in": NAMES[base.dtype],
         "base_revision_sha256": base.revision,
         "chat_template_sha256": base.template_sha256,
-        "computed_in": PRECISIONS[str(base.dtype)],
+        **({"base_quantisation": quantisation} if quantisation else {}),
     }
-
-
-def quantisation(base_precision: BasePrecision | str, computed_in: str) -> dict[str, Any] | None:
-    """How the base's weights are packed; None where they are not."""
-    return NF4 | {"compute_dtype": computed_in} if base_precision == "nf4" else None
 
 
 def file_facts(path: Path) -> dict[str, str | int]:

@@ -14,7 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from core.base.catalogue import UnusableBaseModel
 from core.base.facts import BaseFacts, facts_of
-from core.base.nf4 import TYPE, checksum, quantise_linears
+from core.base.nf4 import TYPE, Linear4bit, checksum, quantise_linears
 from core.base.prepare import Prepared, offline, prepare
 from core.base.template import ChatTemplate, UnusableTemplateError
 from core.ops.nf4 import BLOCK
@@ -37,6 +37,13 @@ class OpenBase:
     template_sha256: str  # of its chat template's text; of no text where it has none
     stop_ids: tuple[int, ...]  # the tokens that end an answer, ascending
     base_precision: BasePrecision = "bf16"
+
+    @property
+    def dense_bytes(self) -> int:
+        """What it would take with every linear layer in the type that it computes in."""
+        linears = [module for module in self.model.modules() if isinstance(module, Linear4bit)]
+        others = sum(parameter.numel() for parameter in self.model.parameters())
+        return (others + sum(m.in_features * m.out_features for m in linears)) * self.dtype.itemsize
 
     @cached_property
     def quantisation(self) -> dict[str, str | int | bool] | None:

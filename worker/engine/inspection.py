@@ -22,7 +22,7 @@ from worker.engine.residency import read_sound
 class Inspector:
     """One an engine."""
 
-    def __init__(self, store: BlobStore, cache_dir: Path, model: RoutedModel, base: Mapping[str, str]) -> None:
+    def __init__(self, store: BlobStore, cache_dir: Path, model: RoutedModel, base: Mapping[str, object]) -> None:
         """base: manifest.facts_of_base of the model."""
         self._store, self._cache_dir, self._model, self._base = store, cache_dir, model, base
 
@@ -63,14 +63,12 @@ class Inspector:
         )
 
     def _facts(self, spec: InspectSpec, foreign: Foreign) -> dict[str, object]:
-        quantisation = manifest.quantisation(spec.base_precision, self._base["computed_in"])
         return {
             **self._base,
+            "base_model": spec.base_model,
             "origin": "import",
             "peft_type": foreign.config.get("peft_type"),
             "parameters": foreign.parameters,
-            "base_precision": spec.base_precision,
-            **({"quantisation": quantisation} if quantisation else {}),
             "warnings": list(foreign.warnings),
             "imported": {
                 "sha256": spec.file_sha256,
