@@ -66,4 +66,4 @@ async def target_of(request: Request, name: str) -> Target:
     model = await run_sync(find_model, resources_of(request), request.state.account, name)
     if model.adapter_id is None or model.sha256 is None:
         return Target(name, model.base_model, None)
-    return Target(name, model.base_model, AdapterRef(id=model.adapter_id, sha256=model.sha256))
+    return Target(name, model.base_model, AdapterRef(id=model.adapter_id, sha256=model.sha256), model.members)

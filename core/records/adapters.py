@@ -18,7 +18,7 @@ class Model:
     """What a model name means: a base model, and the adapter that it wears, if any.
 
     adapter_id: of an adapter or a checkpoint; sha256 and size_bytes: of its PEFT zip; created_at: None for a base.
-    peft_type: of an adapter.
+    peft_type: of an adapter. members: how many rows answer one request, by a vote; more than one for an ensemble.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Model:
     created_at: float | None = None
     job_id: str | None = None
     peft_type: str | None = None
+    members: int = 1
 
 
 def resolve(session: Session, account: Account, name: str, *, base_models: Container[str]) -> Model | None:
@@ -97,18 +98,20 @@ def of_adapter(adapter: Adapter) -> Model:
         created_at=adapter.created_at,
         job_id=adapter.job_id,
         peft_type=adapter.peft_type,
+        members=int(adapter.details.get("members", 1)),
     )
 
 
-def _of_checkpoint(checkpoint: Checkpoint, base_model: str) -> Model:
+def _of_checkpoint(checkpoint: Checkpoint, job: Job) -> Model:
     return Model(
         name=checkpoint.model_name or "",
-        base_model=base_model,
+        base_model=job.base_model,
         adapter_id=checkpoint.id,
         sha256=checkpoint.adapter_sha256,
         size_bytes=checkpoint.adapter_bytes,
         created_at=checkpoint.created_at,
         job_id=checkpoint.job_id,
+        members=int(job.spec.get("method", {}).get("ensemble_size", 1)),  # what has none is no ensemble
     )
 
 
@@ -116,6 +119,6 @@ def _adapters(account: Account) -> Select[Adapter]:
     return select(Adapter).where(*of(Adapter, account), Adapter.deleted_at.is_(None))
 
 
-def _checkpoints(account: Account) -> Select[Checkpoint, str]:
+def _checkpoints(account: Account) -> Select[Checkpoint, Job]:
     usable = (*of(Job, account), Checkpoint.model_name.is_not(None))
-    return select(Checkpoint, Job.base_model).join(Job, Job.id == Checkpoint.job_id).where(*usable)
+    return select(Checkpoint, Job).join(Job, Job.id == Checkpoint.job_id).where(*usable)

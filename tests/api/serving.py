@@ -48,9 +48,9 @@ class Service:
         body = {"model": BASE, **fields}
         return self.http.post("/v1/fine_tuning/jobs", json=body)
 
-    def adapter(self, suffix: str = "support") -> dict:
+    def adapter(self, suffix: str = "support", *, details: dict | None = None, **fields) -> dict:
         """A job run to its end, as a worker would write it down: one checkpoint and an adapter."""
-        job_id = self.job(suffix=suffix).json()["id"]
+        job_id = self.job(suffix=suffix, **fields).json()["id"]
         blob = open_store(self.settings).put_bytes(peft_zip(suffix))
         held = jobs.claim(self.database, owner="test", lease_s=60, job_id=job_id)
         data = {"step": 1, "total_steps": 2, "train_loss": 1.5, "train_mean_token_accuracy": 0.5}
@@ -59,8 +59,15 @@ class Service:
         jobs.record_checkpoint(
             self.database, held, step=1, metrics={"train_loss": 1.5, "learning_rate": 1}, adapter=blob
         )
+        told = {"parameters": 9, "peft_type": "LORA"} | (details or {})
         jobs.succeed(
-            self.database, held, adapter=blob, peft_type="LORA", details={"parameters": 9}, step=2, trained_tokens=42
+            self.database,
+            held,
+            adapter=blob,
+            peft_type=told.pop("peft_type"),
+            details=told,
+            step=2,
+            trained_tokens=42,
         )
         return self.http.get(f"/v1/fine_tuning/jobs/{job_id}").json()
 
