@@ -5,8 +5,6 @@ validation; the work that belongs to a step (validation, adapter, checkpoint) is
 """
 
 import math
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -36,7 +34,8 @@ from core.specs.assignment import (
 from core.trainer import Failed, Score, Skipped, Step, evaluate, train
 from worker import failpoints
 from worker.export import details_of, export
-from worker.reading import corpus_of
+from worker.meters import Ranks, memory_bytes
+from worker.reading import corpus_of, start_of
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
 SIGN_OF_LIFE_S = 10.0  # a long validation says so often that it is going on
@@ -74,6 +73,7 @@ class Attempt:
         file = assignment.validation_file
         self.validation = None if file is None else self._read(file, "validation_file")
         self.run = self._new_run()
+        self.ranks = Ranks()
         self.metrics: dict[str, float] = {}  # of the last step, and of the last validation
         self.saved_at = time.monotonic()
 
@@ -122,7 +122,8 @@ class Attempt:
         """At step 0. The same spec always starts from the same numbers."""
         generator = torch.Generator().manual_seed(self.spec.seed)
         try:
-            method = METHODS[self.spec.method.type](self.spec.method, self.base.facts, generator=generator)
+            start = start_of(self.assignment.init_adapter)
+            method = METHODS[self.spec.method.type](self.spec.method, self.base.facts, generator=generator, **start)
         except ValueError as error:
             raise UnusableMethodError(str(error)) from error
         return Run(self.spec, method.to(self.base.device), self.corpus)
@@ -161,7 +162,8 @@ class Attempt:
                 tokens=step.tokens,
                 trained_tokens=self.run.trained_tokens,
                 tokens_per_s=step.tokens / step.seconds,
-                memory_bytes=self._memory_bytes(),
+                memory_bytes=memory_bytes(self.base.device),
+                ranks=self.ranks.news(self.run.method),
             )
         )
         self._reached(f"step:{step.number}")
@@ -289,10 +291,3 @@ class Attempt:
 
     def _reached(self, point: str) -> None:
         failpoints.reached(point, self.assignment.lease_epoch)
-
-    def _memory_bytes(self) -> int:
-        """The most that was in use so far: of the GPU, else of this process."""
-        if self.base.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

@@ -35,6 +35,7 @@ class Assignment(Spec):
     base: BaseModelEntry
     training_file: Path
     validation_file: Path | None = None
+    init_adapter: Path | None = Field(None, description="The zip of the adapter that the method starts from.")
     work_dir: Path = Field(description="Of this job, kept between attempts: checkpoints/ and adapters/ lie in it.")
     cache_dir: Path = Field(description="Of this machine: converted base models.")
 
@@ -61,6 +62,7 @@ class StepReport(Spec):
     trained_tokens: int = Field(description="Of all steps so far.")
     tokens_per_s: float
     memory_bytes: int
+    ranks: dict[str, int] | None = Field(None, description="Of each layer, where the method moves them and they moved.")
 
 
 class ValidationReport(Spec):
