@@ -72,4 +72,5 @@ async def target_of(request: Request, asked: GenerationRequest) -> Target:
     precision = asked.base_precision or model.base_precision
     if model.adapter_id is None or model.sha256 is None:
         return Target(name, model.base_model, None, precision)
-    return Target(name, model.base_model, AdapterRef(id=model.adapter_id, sha256=model.sha256), precision)
+    adapter = AdapterRef(id=model.adapter_id, sha256=model.sha256)
+    return Target(name, model.base_model, adapter, precision, model.members)

@@ -1,9 +1,13 @@
-"""One request for text: a few rows in the engines at once, their text handed on, their tokens counted once."""
+"""One request for text: a few rows in the engines at once, their text handed on, their tokens counted once.
+
+Where the model is an ensemble each choice is put to a vote: every member answers in a row of its own, all of them at
+once, and the row that wins (api/vote.py) is the choice, its text and its counts. Until then nothing can be said of it.
+"""
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -13,6 +17,7 @@ from starlette.requests import Request
 from api import errors
 from api.generation_request import GenerationRequest
 from api.resources import Resources, resources_of
+from api.vote import Ballot, winner
 from core.records import usage
 from core.records.accounts import Account
 from core.specs.generation import AdapterRef, ChatMessage, FinishReason, GenerateSpec, SamplingSpec
@@ -22,14 +27,18 @@ Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
 OnText = Callable[["Row", str], Awaitable[None]]
 
 
+MAX_ROWS = 64  # of one request: what an engine's queue can be asked to hold
+
+
 @dataclass(frozen=True)
 class Target:
-    """What a model's name stands for. name: as it is to be echoed."""
+    """What a model's name stands for. name: as it is to be echoed. members: of an ensemble, more than one."""
 
     name: str
     base_model: str
     adapter: AdapterRef | None
     base_precision: BasePrecision = "bf16"
+    members: int = 1
 
 
 @dataclass
@@ -42,6 +51,7 @@ class Row:
     texts: list[str] = field(default_factory=list)
     n_prompt: int = 0
     n_new: int = 0
+    logprob: float = 0.0  # of all its tokens, where it is to be known
     finish: FinishReason | None = None
 
     @property
@@ -49,24 +59,35 @@ class Row:
         """All of it so far."""
         return "".join(self.texts)
 
+    @property
+    def ballot(self) -> Ballot:
+        """What it says in a vote, at its end."""
+        return Ballot(self.text, self.logprob / max(self.n_new, 1))
+
 
 class Inference:
     """The rows of one request, from the engines' first frame to the usage record."""
 
     def __init__(self, request: Request, target: Target, asked: GenerationRequest, prompts: Sequence[Prompt]) -> None:
+        """Raises ClientError 400 where it would take too many rows."""
         self.target = target
         self.request_id: str = request.state.request_id
         self._account: Account = request.state.account
         self._resources: Resources = resources_of(request)
         self.rows = self._rows(asked, prompts)
+        if len(self.rows) * target.members > MAX_ROWS:
+            most = MAX_ROWS // target.members
+            message = f"This model answers with {target.members} rows a choice, so it gives {most} choices at most."
+            raise errors.bad_request(message, param="n", code="too_many_choices")
 
     async def run(self, on_text: OnText | None = None) -> None:
         """Generates every row to its end. Raises ClientError. Whatever was generated is recorded, cancelled or not."""
         try:
             try:
                 async with anyio.create_task_group() as group:
+                    answer = self._vote if self.target.members > 1 else self._generate
                     for row in self.rows:
-                        group.start_soon(self._generate, row, on_text)
+                        group.start_soon(answer, row, on_text)
             except* errors.ClientError as problems:
                 raise self._in_client_terms(_first(problems)) from None
         finally:
@@ -74,7 +95,10 @@ class Inference:
                 await run_sync(self._record)
 
     def counts(self) -> dict[str, int]:
-        """OpenAI's usage object. Several answers to one prompt count the prompt once."""
+        """OpenAI's usage object. Several answers to one prompt count the prompt once, and so do an ensemble's members.
+
+        Of an ensemble the tokens of the answer that won are counted, none of the others'.
+        """
         prompts = {row.prompt: row.n_prompt for row in self.rows}
         read, written = sum(prompts.values()), sum(row.n_new for row in self.rows)
         return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
@@ -86,9 +110,24 @@ class Inference:
                     row.n_prompt = len(frame.prompt_ids)
                 row.n_new += len(frame.ids)
                 row.texts.append(frame.text)
+                row.logprob += frame.logprob or 0.0
                 row.finish = frame.fin
                 if on_text:
                     await on_text(row, frame.text)
+
+    async def _vote(self, row: Row, on_text: OnText | None) -> None:
+        """The row becomes that of the member that wins. All draw with one seed: they differ by their prompts alone."""
+        voters = [replace(row, spec=_of_member(row.spec, member), texts=[]) for member in range(self.target.members)]
+        try:
+            async with anyio.create_task_group() as group:
+                for voter in voters:
+                    group.start_soon(self._generate, voter, None)
+        finally:
+            row.n_prompt = max(voter.n_prompt for voter in voters)  # it was read, whether or not there is an answer
+        won = voters[winner([voter.ballot for voter in voters])]
+        row.texts, row.n_new, row.logprob, row.finish = won.texts, won.n_new, won.logprob, won.finish
+        if on_text:
+            await on_text(row, row.text)
 
     def _in_client_terms(self, problem: errors.ClientError) -> errors.ClientError:
         """Engines call what is to be continued messages, whichever field it came in."""
@@ -132,6 +171,15 @@ class Inference:
                 prompt_tokens=counts["prompt_tokens"],
                 completion_tokens=counts["completion_tokens"],
             )
+
+
+def _of_member(spec: GenerateSpec, member: int) -> GenerateSpec:
+    """The same request of one member of an ensemble."""
+    assert spec.adapter is not None
+    adapter = spec.adapter.model_copy(update={"member": member})
+    return spec.model_copy(
+        update={"request_id": f"{spec.request_id}-{member}", "adapter": adapter, "with_logprob": True}
+    )
 
 
 def _continued(prompt: Prompt) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from sqlalchemy import select
 from api import errors
 from api.job_request import JobRequest
 from api.resources import Resources
-from core.records import datasets
+from core.records import adapters, datasets
 from core.records.accounts import Account
 from core.records.tables import File, Presence
 from core.specs.generation import MeasureSpec
 from core.specs.training import TrainingRequest, TrainSpec, resolve
 
 SHORTEST_ROW = 2  # a token, and one to learn
+PROMPTS = ("PROMPT_TUNING", "P_TUNING")  # kinds of adapters that a prompt may start from
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
         )
     training_file = _dataset(resources, account, asked.training_file, "training_file")
     validation_file = asked.validation_file and _dataset(resources, account, asked.validation_file, "validation_file")
+    init_sha256 = method.starts_from and _start(resources, account, asked.model, method.starts_from)
     spec = resolve(
         base_model=asked.model,
         context=_context(resources, asked.model),
@@ -54,6 +56,7 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
             param="peft.num_virtual_tokens",
             code="no_room_for_rows",
         )
+    spec = spec.model_copy(update={"init_adapter_sha256": init_sha256})
     return Plan(spec, training_file, validation_file or None)
 
 
@@ -87,6 +90,26 @@ def _dataset(resources: Resources, account: Account, file_id: str, param: str) -
             code="invalid_training_file",
         )
     return file
+
+
+def _start(resources: Resources, account: Account, base_model: str, name_or_id: str) -> str:
+    """The sha256 of the adapter that a prompt is to start from. It is fixed here: names may come to mean another."""
+    with resources.database.session() as session:
+        adapter = adapters.find(session, account, name_or_id)
+    param = "peft.init_adapter"
+    if adapter is None:
+        raise errors.bad_request(
+            f"{param}: there is no model of this name or id", param=param, code="init_adapter_not_found"
+        )
+    members = adapter.details.get("members", 1)
+    if adapter.peft_type not in PROMPTS or adapter.base_model != base_model or members != 1:
+        kind = f"{adapter.peft_type} of {adapter.base_model}" + (f" with {members} members" if members != 1 else "")
+        raise errors.bad_request(
+            f"{param}: a single prompt ({' or '.join(PROMPTS)}) of {base_model} is expected; this is {kind}",
+            param=param,
+            code="init_adapter_unusable",
+        )
+    return adapter.blob_sha256
 
 
 def _context(resources: Resources, base_model: str) -> int:

@@ -23,7 +23,7 @@ CHECKPOINT_METRICS = (
 )
 # What OpenAI's client calls hyperparameters; all else of a TrainSpec but these and the method is `training`.
 _HYPERPARAMETERS = {"n_epochs", "batch_size", "learning_rate_multiplier"}
-_ELSEWHERE = {"base_model", "method", "seed"}
+_ELSEWHERE = {"base_model", "method", "seed", "init_adapter_sha256"}
 
 
 def listed(page: Page[Row], shape: Callable[[Row], Shape]) -> Shape:

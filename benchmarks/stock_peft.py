@@ -24,7 +24,8 @@ def main(base_folder: str, request: str, answer: str) -> None:
 
 def row_of(base_folder: str, row: dict[str, Any]) -> dict[str, Any]:
     """One adapter, one prompt."""
-    model: Any = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, local_files_only=True).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32, local_files_only=True)
+    model.train(mode=False)
     ids, stops = list(row["ids"]), set(row["stop_ids"])
     if row["adapter"]:
         ids = templated(Path(row["adapter"]), ids)

@@ -111,11 +111,15 @@ def train(model: RoutedModel, runs: Sequence[Run]) -> Iterator[Event]:
 
 
 def evaluate(model: RoutedModel, method: Method, corpus: Corpus, tokens_per_batch: int) -> Iterator[Score]:
-    """Yields the score of all rows so far after each micro-batch; the last is the whole corpus's."""
+    """Yields the score of all rows so far after each micro-batch; the last is the whole corpus's.
+
+    Of an ensemble it is the mean over its members, each of which sees every row.
+    """
     score = Score()
-    for batch in micro_batches(list(corpus), tokens_per_batch):
+    with torch.no_grad():
+        members = members_of(method.effect())
+    for batch in micro_batches(list(corpus), tokens_per_batch // len(members)):
         with torch.no_grad():
-            members = members_of(method.effect())
             routing = Routing.of_rows([member for _ in batch for member in members])
             with model.wearing(routing):
                 rows, learned = _assembled(model, [row for row in batch for _ in members], routing)

@@ -35,8 +35,8 @@ from core.specs.assignment import (
 from core.trainer import Failed, Score, Skipped, Step, evaluate, train
 from worker import failpoints
 from worker.export import details_of, export
-from worker.memory import peak_bytes
-from worker.reading import corpus_of
+from worker.meters import Ranks, memory_bytes
+from worker.reading import corpus_of, start_of
 from worker.shift import measured_shift
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
@@ -76,6 +76,7 @@ class Attempt:
         file = assignment.validation_file
         self.validation = None if file is None else self._read(file, "validation_file")
         self.run = self._new_run()
+        self.ranks = Ranks()
         self.metrics: dict[str, float] = {}  # of the last step, and of the last validation
         self.saved_at = time.monotonic()
 
@@ -125,7 +126,8 @@ class Attempt:
         """At step 0. The same spec always starts from the same numbers."""
         generator = torch.Generator().manual_seed(self.spec.seed)
         try:
-            method = METHODS[self.spec.method.type](self.spec.method, self.facts, generator=generator)
+            start = start_of(self.assignment.init_adapter)
+            method = METHODS[self.spec.method.type](self.spec.method, self.facts, generator=generator, **start)
         except ValueError as error:
             raise UnusableMethodError(str(error)) from error
         return Run(self.spec, method.to(self.base.device), self.corpus)
@@ -167,7 +169,8 @@ class Attempt:
                 tokens=step.tokens,
                 trained_tokens=self.run.trained_tokens,
                 tokens_per_s=step.tokens / step.seconds,
-                memory_bytes=peak_bytes(self.base.device),
+                memory_bytes=memory_bytes(self.base.device),
+                ranks=self.ranks.news(self.run.method),
             )
         )
         self._reached(f"step:{step.number}")

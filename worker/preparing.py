@@ -47,6 +47,7 @@ def prepare(work: jobs.Work, held: jobs.Claim, folder: WorkDir, db: Database, se
         validation_file=_fetched(folder, work.validation_file, "validation_file") if work.validation_file else None,
         training_file_id=work.training_file.id,
         validation_file_id=work.validation_file.id if work.validation_file else None,
+        init_adapter=_start(folder, spec),
         work_dir=folder.path,
         cache_dir=settings.cache_dir,
     )
@@ -87,6 +88,16 @@ def _fetched(folder: WorkDir, file: File, name: str) -> Path:
         return folder.fetch(file.blob_sha256, f"{name}.jsonl")
     except MissingBlob:
         raise Refusal("file_missing", f"The content of {file.id} is no longer there.", name) from None
+
+
+def _start(folder: WorkDir, spec: TrainSpec) -> Path | None:
+    if spec.init_adapter_sha256 is None:
+        return None
+    try:
+        return folder.fetch(spec.init_adapter_sha256, "init_adapter.zip")
+    except MissingBlob:
+        message = f"The content of {spec.method.starts_from} is no longer there."
+        raise Refusal("init_adapter_missing", message, "peft.init_adapter") from None
 
 
 def _base(settings: Settings, base_model: str) -> BaseModelEntry:

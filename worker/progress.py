@@ -205,4 +205,5 @@ def _metrics(step: int, total_steps: int, said: StepReport | None) -> dict[str, 
         "grad_norm": said and said.grad_norm,
         "tokens_per_s": said and said.tokens_per_s,
         "gpu_mem_bytes": said and said.memory_bytes,
+        **({"ranks": said.ranks} if said and said.ranks else {}),
     }

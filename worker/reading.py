@@ -1,4 +1,7 @@
-"""A job's files to token rows, all of them or none: whatever a line is refused for is found before training starts."""
+"""A job's files to what its trainer takes: token rows, all of them or none, and the prompt that it starts from.
+
+Whatever a line is refused for is found before training starts.
+"""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -6,9 +9,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from core.adapter_files import read_zip
 from core.data.batches import Corpus
 from core.data.formats import Fault, check, read
 from core.data.tokens import TooLongError, encode_all, measure
+from core.effects import SoftPrompt
 from core.specs.training import TrainSpec
 
 FAULTS_KEPT = 100
@@ -46,3 +51,18 @@ def corpus_of(path: Path, tokenizer: PreTrainedTokenizerFast, spec: TrainSpec, *
         raise UnusableFileError(param, faults, len(found.faults) + found.n_too_long)
     rows = encode_all(read(path), tokenizer, train_on=spec.train_on, max_tokens=room, template=template)
     return Corpus.of(rows)
+
+
+def start_of(path: Path | None) -> dict[str, SoftPrompt]:
+    """What a method is given to start from: the prompt of an adapter's zip, or nothing.
+
+    Raises:
+        ValueError: it is no single prompt.
+
+    """
+    if path is None:
+        return {}
+    effect = read_zip(path)
+    if not isinstance(effect, SoftPrompt):
+        raise ValueError(f"init_adapter is a {type(effect).__name__}; a prompt is expected to start from")  # noqa: TRY004
+    return {"start": effect}

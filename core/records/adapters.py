@@ -22,7 +22,8 @@ class Model:
     """What a model name means: a base model, and the adapter that it wears, if any.
 
     adapter_id: of an adapter or a checkpoint; sha256 and size_bytes: of its PEFT zip; created_at: None for a base.
-    peft_type: of an adapter. base_precision: "bf16" or "nf4", the base that it was trained on and is served on.
+    peft_type: of an adapter. base_precision: the base that it was trained on and is served on. members: how many rows
+    answer one request, by a vote; more than one for an ensemble.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Model:
     job_id: str | None = None
     peft_type: str | None = None
     base_precision: BasePrecision = "bf16"
+    members: int = 1
 
 
 def register(
@@ -142,19 +144,22 @@ def of_adapter(adapter: Adapter) -> Model:
         job_id=adapter.job_id,
         peft_type=adapter.peft_type,
         base_precision=_precision(adapter.details.get("base_precision")),
+        members=int(adapter.details.get("members", 1)),
     )
 
 
-def _of_checkpoint(checkpoint: Checkpoint, base_model: str, spec: Mapping[str, Any]) -> Model:
+def _of_checkpoint(checkpoint: Checkpoint, job: Job) -> Model:
+    method = job.spec.get("method", {})
     return Model(
         name=checkpoint.model_name or "",
-        base_model=base_model,
+        base_model=job.base_model,
         adapter_id=checkpoint.id,
         sha256=checkpoint.adapter_sha256,
         size_bytes=checkpoint.adapter_bytes,
         created_at=checkpoint.created_at,
         job_id=checkpoint.job_id,
-        base_precision=_precision(spec.get("method", {}).get("base_precision")),
+        base_precision=_precision(method.get("base_precision")),
+        members=int(method.get("ensemble_size", 1)),  # what has none is no ensemble
     )
 
 
@@ -167,6 +172,6 @@ def _adapters(account: Account) -> Select[Adapter]:
     return select(Adapter).where(*of(Adapter, account), Adapter.deleted_at.is_(None))
 
 
-def _checkpoints(account: Account) -> Select[Checkpoint, str, dict[str, Any]]:
+def _checkpoints(account: Account) -> Select[Checkpoint, Job]:
     usable = (*of(Job, account), Checkpoint.model_name.is_not(None))
-    return select(Checkpoint, Job.base_model, Job.spec).join(Job, Job.id == Checkpoint.job_id).where(*usable)
+    return select(Checkpoint, Job).join(Job, Job.id == Checkpoint.job_id).where(*usable)

@@ -37,6 +37,7 @@ class Assignment(Spec):
     validation_file: Path | None = None
     training_file_id: str | None = Field(None, description="By which its owner knows it; for the adapter's manifest.")
     validation_file_id: str | None = None
+    init_adapter: Path | None = Field(None, description="The zip of the adapter that the method starts from.")
     work_dir: Path = Field(description="Of this job, kept between attempts: checkpoints/ and adapters/ lie in it.")
     cache_dir: Path = Field(description="Of this machine: converted base models.")
 
@@ -63,6 +64,7 @@ class StepReport(Spec):
     trained_tokens: int = Field(description="Of all steps so far.")
     tokens_per_s: float
     memory_bytes: int
+    ranks: dict[str, int] | None = Field(None, description="Of each layer, where the method moves them and they moved.")
 
 
 class ValidationReport(Spec):

@@ -37,6 +37,11 @@ class BaseMethodSpec(Spec):
         """How many rows answer one request: one, but for an ensemble."""
         return 1
 
+    @property
+    def starts_from(self) -> str | None:
+        """The name or id of the adapter that it starts from, if it does."""
+        return None
+
 
 class LoraSpec(BaseMethodSpec):
     """Low-rank updates of chosen linear layers. Hu et al. 2021, arXiv:2106.09685."""
@@ -186,6 +191,11 @@ class PromptTuningSpec(BaseMethodSpec):
     def members(self) -> int:
         """A row for each prompt."""
         return self.ensemble_size
+
+    @property
+    def starts_from(self) -> str | None:
+        """Of prompt_tuning_init 'adapter'."""
+        return self.init_adapter
 
 
 class PTuningSpec(BaseMethodSpec):

@@ -96,6 +96,7 @@ class TrainSpec(Spec):
     eval_steps: int | None = Field(description="None validates once an epoch.")
     n_checkpoints: int
     seed: int = Field(ge=0, lt=2**31)
+    init_adapter_sha256: str | None = Field(None, description="Of the zip that the method's init_adapter names.")
 
 
 def resolve(

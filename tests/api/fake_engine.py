@@ -54,6 +54,7 @@ class FakeEngine:
     running: set[str] = field(default_factory=set)
     pause_s: float = 0.0
     poison: int | None = None  # a seed whose rows fail after two tokens
+    members: dict[int, tuple[str, float]] = field(default_factory=dict)  # of an ensemble: text of one token, logprob
     url: str = ""
 
     async def generate(self, request: Request):
@@ -91,6 +92,11 @@ class FakeEngine:
             message = f"the prompt has {len(own)} tokens; at most {self.context} fit"
             error = {"code": "context_length_exceeded", "message": message, "param": "messages"}
             yield {"prompt_ids": ids, "error": error}
+            return
+        if spec.adapter and spec.adapter.member in self.members:
+            text, logprob = self.members[spec.adapter.member]
+            said = {"logprob": logprob} if spec.with_logprob else {}
+            yield {"ids": [1], "text": text, "fin": "stop", "prompt_ids": ids, **said}
             return
         for number, t in enumerate(range(spec.offset, spec.sampling.max_tokens)):
             if act.get("fail_at") == number:

@@ -48,9 +48,12 @@ class Service:
         body = {"model": BASE, **fields}
         return self.http.post("/v1/fine_tuning/jobs", json=body)
 
-    def adapter(self, suffix: str = "support", precision: str = "bf16") -> dict:
+    def adapter(
+        self, suffix: str = "support", precision: str = "bf16", *, details: dict | None = None, **fields
+    ) -> dict:
         """A job run to its end, as a worker would write it down: one checkpoint and an adapter."""
-        job_id = self.job(suffix=suffix, peft={"type": "lora", "base_precision": precision}).json()["id"]
+        fields.setdefault("peft", {"type": "lora", "base_precision": precision})
+        job_id = self.job(suffix=suffix, **fields).json()["id"]
         blob = open_store(self.settings).put_bytes(peft_zip(suffix))
         held = jobs.claim(self.database, owner="test", lease_s=60, job_id=job_id)
         data = {"step": 1, "total_steps": 2, "train_loss": 1.5, "train_mean_token_accuracy": 0.5}
@@ -59,8 +62,16 @@ class Service:
         jobs.record_checkpoint(
             self.database, held, step=1, metrics={"train_loss": 1.5, "learning_rate": 1}, adapter=blob
         )
-        details = {"parameters": 9, "base_precision": precision}
-        jobs.succeed(self.database, held, adapter=blob, peft_type="LORA", details=details, step=2, trained_tokens=42)
+        told = {"parameters": 9, "peft_type": "LORA", "base_precision": precision} | (details or {})
+        jobs.succeed(
+            self.database,
+            held,
+            adapter=blob,
+            peft_type=told.pop("peft_type"),
+            details=told,
+            step=2,
+            trained_tokens=42,
+        )
         return self.http.get(f"/v1/fine_tuning/jobs/{job_id}").json()
 
 

@@ -1,12 +1,15 @@
 """A job's files to rows: in its method's template, and no longer than the context has room for beside its prefix."""
 
 import pytest
+import torch
 from tiny_job import PLAIN, make_tiny_base, write_rows
 
+from core import adapter_files, peft_files
 from core.base.load import open_tokenizer
+from core.effects import Ensemble
 from core.specs.method import LoraSpec, PrefixTuningSpec, PromptTuningSpec, PTuningSpec
 from core.specs.training import TrainSpec
-from worker.reading import UnusableFileError, corpus_of
+from worker.reading import UnusableFileError, corpus_of, start_of
 
 
 @pytest.fixture
@@ -46,3 +49,33 @@ def test_virtual_tokens_and_prefixes_take_their_room_of_the_context(read, method
     read(method, context=needed)
     with pytest.raises(UnusableFileError, match="tokens; at most"):
         read(method, context=needed - 1)
+
+
+def test_a_prompt_starts_from_an_adapters_zip_and_from_nothing_else(tmp_path, new_facts, new_effects):
+    def zipped(effect, config):
+        folder = tmp_path / config["peft_type"]
+        adapter_files.write(Learned(effect, config), folder, "tiny")
+        peft_files.pack(folder, folder.with_suffix(".zip"))
+        return folder.with_suffix(".zip")
+
+    effects = new_effects(new_facts())
+    prompt = zipped(effects["prompt"], {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4})
+    assert torch.equal(start_of(prompt)["start"].prompt, effects["prompt"].prompt)
+    assert start_of(None) == {}
+    both = zipped(Ensemble((effects["prompt"],) * 2), {"peft_type": "P_TUNING", "num_virtual_tokens": 4})
+    for wrong in (zipped(effects["rank 4"], {"peft_type": "LORA", "r": 4, "lora_alpha": 8}), both):
+        with pytest.raises(ValueError, match="a prompt is expected"):
+            start_of(wrong)
+
+
+class Learned:
+    """A method that has learned this."""
+
+    def __init__(self, effect, config):
+        self._effect, self._config = effect, config
+
+    def effect(self):
+        return self._effect
+
+    def peft_config(self):
+        return self._config

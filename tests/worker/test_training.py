@@ -358,6 +358,11 @@ def test_a_training_file_whose_bytes_are_gone_fails_the_job(worker):
     bench.blobs.put_bytes(json.dumps({"die_at": 77}).encode() + b"\n")
 
 
+def test_an_adapter_to_start_from_whose_bytes_are_gone_fails_the_job(worker):
+    job = worker.attempt(worker.bench.submit(init_adapter_sha256="a" * 64))
+    assert (job.state, job.error_code, job.error_param) == ("failed", "init_adapter_missing", "peft.init_adapter")
+
+
 def training_blob(bench):
     with bench.db.session() as session:
         return session.scalars(select(File.blob_sha256)).one()

@@ -114,6 +114,24 @@ def test_a_row_wears_one_member_of_an_ensemble(kitchen, wardrobe):
     assert kitchen.tell(adapter=singles[1].model_copy(update={"member": 0})).ids == alone[1]
 
 
+@pytest.mark.parametrize("sampling", [{"max_tokens": 8}, SAMPLED])
+def test_members_that_are_alike_say_exactly_what_one_alone_says(kitchen, wardrobe, sampling):
+    one = soft_prompt(kitchen, FRONT, 1)
+    alike = Ensemble(tuple(dataclasses.replace(one, prompt=one.prompt.clone()) for _ in range(5)))
+    ensemble, single = wardrobe(kitchen, [alike, one])
+    alone = kitchen.tell(adapter=single, with_logprob=True, **sampling)
+    together = [
+        kitchen.ask(adapter=ensemble.model_copy(update={"member": i}), with_logprob=True, **sampling) for i in range(5)
+    ]
+    kitchen.run()
+    assert all(answer.ids == alone.ids and answer.text == alone.text for answer in together)
+    assert all(
+        mine.logprob == pytest.approx(frame.logprob, abs=1e-5)
+        for answer in together
+        for mine, frame in zip(answer.frames, alone.frames, strict=True)
+    )
+
+
 @pytest.mark.parametrize(("member", "reason"), [(None, "none is named"), (2, "there is no member 2")])
 def test_an_unknown_member_ends_the_row_and_lets_the_adapter_go(kitchen, wardrobe, member, reason):
     both = Ensemble(tuple(soft_prompt(kitchen, FRONT, seed) for seed in (1, 2)))

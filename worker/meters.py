@@ -1,0 +1,32 @@
+"""What an attempt reports beside its loss: memory in use, ranks that moved. Knows no job."""
+
+import resource
+import sys
+
+import torch
+
+from core.methods import Method
+
+
+def memory_bytes(device: torch.device) -> int:
+    """The most that was in use so far: of the GPU, else of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Ranks:
+    """What was last told of one run."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, int] | None = None
+
+    def news(self, method: Method) -> dict[str, int] | None:
+        """Layer -> rank, where that is not what was told before. None for a method without a ranks() of its own."""
+        say = getattr(method, "ranks", None)  # a member that few methods have
+        now = None if say is None else say()
+        if now == self._told:
+            return None
+        self._told = now
+        return now
