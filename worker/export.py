@@ -42,7 +42,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         folder, fresh = Path(scratch) / "adapter", Path(scratch) / "adapter.zip"
         peft_files.write(method, folder, assignment.base.id)
-        config = json.loads((folder / peft_files.CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(min(folder.rglob(peft_files.CONFIG)).read_text(encoding="utf-8"))
         (folder / peft_files.CARD).write_text(card_of_run(facts, config), encoding="utf-8")
         manifest.write(folder, facts)
         peft_files.pack(folder, fresh)
@@ -70,7 +70,7 @@ def _facts(method: Method, assignment: Assignment, base: OpenBase) -> dict[str, 
     quantisation = manifest.quantisation(method.base_precision, str(details["computed_in"]))
     return {
         **details,
-        **({"quantisation": quantisation} if quantisation else {}),
+        **({"base_quantisation": quantisation} if quantisation else {}),
         "job_id": assignment.job_id,
         "base_model": assignment.base.id,
         "members": assignment.spec.method.members,

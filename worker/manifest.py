@@ -40,7 +40,8 @@ def file_facts(path: Path) -> dict[str, str | int]:
 
 
 def write(folder: Path, facts: Mapping[str, Any]) -> None:
-    """The manifest of a folder that is otherwise whole: facts, and each file of it."""
-    files = {path.name: file_facts(path) for path in sorted(folder.iterdir()) if path.name != NAME}
+    """The manifest of a folder that is otherwise whole: facts, and each file in it, however deep."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    files = {path.relative_to(folder).as_posix(): file_facts(path) for path in paths}
     manifest = {"format": FORMAT, **facts, "files": files}
     (folder / NAME).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -68,7 +68,7 @@ class Inspector:
             "peft_type": foreign.config.get("peft_type"),
             "parameters": foreign.parameters,
             "base_precision": spec.base_precision,
-            **({"quantisation": quantisation} if quantisation else {}),
+            **({"base_quantisation": quantisation} if quantisation else {}),
             "warnings": list(foreign.warnings),
             "imported": {
                 "sha256": spec.file_sha256,
