@@ -31,10 +31,10 @@ _ENCRYPTED = 0x1
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
-def read(path: Path, wanted: Mapping[str, int]) -> dict[str, bytes]:
+def read(path: Path, wanted: Mapping[str, int], optional: Mapping[str, int] | None = None) -> dict[str, bytes]:
     """The members of these names, which lie together: at the zip's top or in one folder of it.
 
-    wanted: name -> the most bytes it may unfold to.
+    wanted: name -> the most bytes it may unfold to. optional: the same, of members that need not be there.
 
     Raises:
         ValueError: it is no zip, one that could not be meant well, holds a pickle, or lacks a member.
@@ -44,8 +44,9 @@ def read(path: Path, wanted: Mapping[str, int]) -> dict[str, bytes]:
         members = archive.infolist()
         _judge(members)
         folder = _folder({m.filename for m in members}, wanted)
-        found = {m.filename: m for m in members}
-        return {name: _unfolded(archive, found[folder + name], limit) for name, limit in wanted.items()}
+        found = {m.filename.removeprefix(folder): m for m in members if m.filename.startswith(folder)}
+        limits = {name: limit for name, limit in {**(optional or {}), **wanted}.items() if name in found}
+        return {name: _unfolded(archive, found[name], limit) for name, limit in limits.items()}
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from core.peft_loralib import lora_of
 from core.specs.inspection import MergedLinearSpec
 from core.specs.template import MAX_VIRTUAL_TOKENS
 
+TEMPLATE = "graft_template.json"  # our own note beside TRAINABLE_TOKENS: where a row's virtual tokens stand
 MAX_CONFIG_BYTES = 256 << 10
 MAX_WEIGHTS_BYTES = 2 << 30
 # What a config says of the machine that wrote it: paths, modules to import, revisions of another base model's files.
@@ -53,6 +54,7 @@ class Foreign:
     tensors: dict[str, Tensor]
     warnings: tuple[str, ...] = ()
     claimed_base: str | None = None  # the base model's name in the config
+    template: dict[str, Any] | None = None  # what TEMPLATE says
 
     @property
     def parameters(self) -> int:
@@ -68,12 +70,19 @@ def read_peft(path: Path, base_model: str) -> Foreign:
         raise ValueError(f"the file is a pickle, which runs code when it is read: {foreign_zip.CONVERT}")
     if not start.startswith(foreign_zip.MAGIC):
         raise ValueError(f"the file is not a zip: zip {CONFIG} and {WEIGHTS} together")
-    found = foreign_zip.read(path, {CONFIG: MAX_CONFIG_BYTES, WEIGHTS: MAX_WEIGHTS_BYTES})
-    config, tensors = _config(found[CONFIG]), _tensors(found[WEIGHTS])
+    limits = {CONFIG: MAX_CONFIG_BYTES, WEIGHTS: MAX_WEIGHTS_BYTES}
+    found = foreign_zip.read(path, limits, {TEMPLATE: MAX_CONFIG_BYTES})
+    config, tensors = _json(CONFIG, found[CONFIG]), _tensors(found[WEIGHTS])
     _refuse_giants(tensors)
     claimed = config.get("base_model_name_or_path")
     claimed = name(claimed) if isinstance(claimed, str) and claimed else None
-    return Foreign(_agreeing(config, tensors), tensors, tuple(_warnings(config, tensors, claimed, base_model)), claimed)
+    return Foreign(
+        config=_agreeing(config, tensors),
+        tensors=tensors,
+        warnings=tuple(_warnings(config, tensors, claimed, base_model)),
+        claimed_base=claimed,
+        template=_json(TEMPLATE, found[TEMPLATE]) if TEMPLATE in found else None,
+    )
 
 
 def read_loralib(path: Path, spec: MergedLinearSpec, sites: Collection[str]) -> Foreign:
@@ -98,8 +107,13 @@ def write(foreign: Foreign, folder: Path, base_model: str) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config = foreign.config | {"base_model_name_or_path": base_model, "inference_mode": True}
     # Only the outermost keys are sorted: of the patterns within, the first that matches counts.
-    text = json.dumps(dict(sorted(config.items())), indent=2)
-    (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
+    _write_json(folder / CONFIG, dict(sorted(config.items())))
+    if foreign.template is not None:
+        _write_json(folder / TEMPLATE, foreign.template)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _is_pickle(start: bytes) -> bool:
@@ -107,15 +121,15 @@ def _is_pickle(start: bytes) -> bool:
     return start[:1] == b"\x80" and start[8:9] != b"{"
 
 
-def _config(content: bytes) -> dict[str, Any]:
+def _json(file: str, content: bytes) -> dict[str, Any]:
     try:
-        config = parse(content)
-        see(config)
+        value = parse(content)
+        see(value)
     except MalformedLineError as error:
-        raise ValueError(f"{CONFIG} is not JSON as it should be: {error.field} {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{CONFIG} holds a {type(config).__name__}; an object is expected")  # noqa: TRY004 - the file is wrong, not a caller
-    return config
+        raise ValueError(f"{file} is not JSON as it should be: {error.field} {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds a {type(value).__name__}; an object is expected")  # noqa: TRY004 - the file is wrong, not a caller
+    return value
 
 
 def _tensors(content: bytes) -> dict[str, Tensor]:

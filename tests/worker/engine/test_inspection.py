@@ -160,7 +160,7 @@ def test_the_same_upload_becomes_the_same_bytes_and_a_whole_manifest(kitchen, in
         assert facts == {"sha256": kitchen.store.put_bytes(kept[name]).sha256, "size_bytes": len(kept[name])}
     assert manifest["origin"] == found.details["origin"] == "import"
     assert manifest["base_model"] == BASE
-    assert manifest["quantisation"]["quant_type"] == "nf4"
+    assert manifest["base_quantisation"]["quant_type"] == "nf4"
     assert manifest["imported"]["format"] == "peft"
     assert "BitsAndBytesConfig" in kept["README.md"].decode()
     config = json.loads(kept[CONFIG])
