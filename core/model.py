@@ -150,6 +150,14 @@ class RoutedModel(nn.Module):
         finally:
             self._board.routing = self._board.flight = None
 
+    @contextmanager
+    def bare(self, starts: tuple[int, ...]) -> Iterator[None]:
+        """Inside this, parts of the base may be called by themselves, on bare rows of these B + 1 bounds."""
+        routing = Routing.of_rows([None] * (len(starts) - 1))
+        with self.wearing(routing):
+            self._board.flight = flight_of(routing, starts, self._pool)
+            yield
+
     def forward(self, rows: Rows, cache: KVCache | None = None) -> Tensor:
         """The hidden states of every token, after the final norm: [N, H].
 
@@ -206,6 +214,7 @@ class RoutedModel(nn.Module):
                 hidden = self.base.config.hidden_size
                 if prompt.shape[1] != hidden:
                     raise ValueError(f"the soft prompt is {prompt.shape[1]} wide, the base model {hidden}")
+                self._check_layout(effect)
             case KVPrefix(keys, values):
                 cache = KVCache.for_model(self, 1, 1).keys.shape
                 mine, own = (cache[0], cache[2], cache[4]), (keys.shape[0], keys.shape[2], keys.shape[3])
@@ -213,6 +222,12 @@ class RoutedModel(nn.Module):
                     raise ValueError(f"the prefix has (layers, kv_heads, width) {own}, the base model {mine}")
         if not all(bool(torch.isfinite(t).all()) for t in tensors_of(effect)):
             raise ValueError("the adapter holds NaN or infinity; it would spoil the rows beside its own")
+
+    def _check_layout(self, effect: SoftPrompt) -> None:
+        count, vocabulary = len(effect.prompt), len(self.base.get_input_embeddings().weight)  # type: ignore[arg-type]
+        ids = (*effect.layout.before, *effect.layout.after)
+        if not all(-count <= i < vocabulary for i in ids):
+            raise ValueError(f"the template has ids of {min(ids)} to {max(ids)}, the base model {vocabulary} words")
 
     def _check_site(self, name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
         if name not in self.sites:

@@ -16,6 +16,7 @@ class Group:
 
     parameters: Sequence[nn.Parameter]
     rate_factor: float = 1.0
+    is_clipped_alone: bool = False  # its gradient's norm is its own, not that of all groups together
 
 
 def optimiser_of(name: Optimizer, groups: Sequence[Group], *, weight_decay: float) -> torch.optim.Optimizer:

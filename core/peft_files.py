@@ -18,10 +18,19 @@ from torch import Tensor
 from core.effects import Effect, Ensemble, KVPrefix, LowRank, SoftPrompt
 from core.methods import Method
 from core.peft_low_rank import low_rank, low_rank_tensors
-from core.peft_virtual import kv_prefix, kv_prefix_tensors, soft_prompt, soft_prompt_tensors
+from core.peft_virtual import (
+    NOTE,
+    kv_prefix,
+    kv_prefix_tensors,
+    soft_prompt,
+    soft_prompt_tensors,
+    template_note,
+    templated_prompt,
+)
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
-LIMITS = {CONFIG: 2**20, WEIGHTS: 2**32}  # bytes that a zip's member may unfold to
+TEMPLATE = "graft_template.json"  # of a P-tuned prompt only: where its virtual tokens stand
+LIMITS = {CONFIG: 2**20, WEIGHTS: 2**32, TEMPLATE: 2**20}  # bytes that a zip's member may unfold to
 
 
 def write(method: Method, folder: Path, base_model: str) -> None:
@@ -30,15 +39,21 @@ def write(method: Method, folder: Path, base_model: str) -> None:
     base_model: what stock peft will look the base up by; our own id for it, or its name on the hub.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
-        tensors = {
-            name: t.detach().float().cpu().contiguous().clone() for name, t in _tensors(_one(method.effect())).items()
-        }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True}
     config = method.peft_config() | common
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with torch.no_grad():
+        effect = _one(method.effect())
+        tensors = {name: t.detach().float().cpu().contiguous().clone() for name, t in _tensors(effect, config).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    if NOTE in config and isinstance(effect, SoftPrompt):
+        _write_json(folder / TEMPLATE, template_note(effect, config))
+        del config[NOTE]
+    _write_json(folder / CONFIG, config)
     (folder / CARD).write_text(_card(config), encoding="utf-8")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Effect:
@@ -53,7 +68,8 @@ def read(folder: Path) -> Effect:
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"the adapter has no {' and no '.join(missing)}")
-    return _effect((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes())
+    template = (folder / TEMPLATE).read_bytes() if (folder / TEMPLATE).is_file() else None
+    return _effect((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes(), template)
 
 
 def pack(folder: Path, zip_path: Path) -> None:
@@ -68,7 +84,7 @@ def pack(folder: Path, zip_path: Path) -> None:
 
 
 def read_zip(path: Path) -> Effect:
-    """As read, out of a zip. Only the two known members are looked at, in memory: no path of the zip is followed.
+    """As read, out of a zip. Only the known members are looked at, in memory: no path of the zip is followed.
 
     Raises:
         ValueError: it is no such zip, or unfolds to more than LIMITS.
@@ -76,7 +92,8 @@ def read_zip(path: Path) -> Effect:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _effect(_member(archive, CONFIG), _member(archive, WEIGHTS))
+            template = _member(archive, TEMPLATE) if TEMPLATE in archive.namelist() else None
+            return _effect(_member(archive, CONFIG), _member(archive, WEIGHTS), template)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"the adapter is not a readable zip: {error}") from error
 
@@ -92,8 +109,8 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
     return content
 
 
-def _effect(config_bytes: bytes, weights: bytes) -> Effect:
-    config = _config(config_bytes)
+def _effect(config_bytes: bytes, weights: bytes, template: bytes | None) -> Effect:
+    config = _json(config_bytes, CONFIG)
     kind = config.get("peft_type")
     reader = READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
@@ -109,16 +126,18 @@ def _effect(config_bytes: bytes, weights: bytes) -> Effect:
             raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; a matrix of floats is expected")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinity")
+    if template is not None and kind == "TRAINABLE_TOKENS":
+        config[NOTE] = _json(template, TEMPLATE)
     return reader(config, {name: t.float() for name, t in tensors.items()})
 
 
-def _config(content: bytes) -> dict[str, Any]:
+def _json(content: bytes, name: str) -> dict[str, Any]:
     try:
         config = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{CONFIG} is not JSON: {error}") from error
+        raise ValueError(f"{name} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{CONFIG} holds a {type(config).__name__}; an object is expected")  # noqa: TRY004 - the file is wrong, not a caller
+        raise ValueError(f"{name} holds a {type(config).__name__}; an object is expected")  # noqa: TRY004 - the file is wrong, not a caller
     return config
 
 
@@ -131,6 +150,7 @@ READERS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Effect]] = {
     "PROMPT_TUNING": soft_prompt,
     "P_TUNING": soft_prompt,
     "PREFIX_TUNING": kv_prefix,
+    "TRAINABLE_TOKENS": templated_prompt,
 }
 
 
@@ -140,12 +160,12 @@ def _one(effect: Effect | Ensemble) -> Effect:
     return effect
 
 
-def _tensors(effect: Effect) -> dict[str, Tensor]:
+def _tensors(effect: Effect, config: Mapping[str, Any]) -> dict[str, Tensor]:
     match effect:
         case LowRank():
             return low_rank_tensors(effect)
         case SoftPrompt():
-            return soft_prompt_tensors(effect)
+            return soft_prompt_tensors(effect, config)
         case KVPrefix():
             return kv_prefix_tensors(effect)
 

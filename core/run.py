@@ -7,15 +7,15 @@ of an adapter could not move by an Adam-sized step.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.data.batches import Corpus, order
 from core.methods import Method
-from core.optimisers import optimiser_of
+from core.optimisers import Group, optimiser_of
 from core.schedule import learning_rate
 from core.specs.training import TrainSpec
 
@@ -36,6 +36,7 @@ class Run:
         self.total_steps = self.steps_per_epoch * spec.n_epochs
         groups = method.groups()
         self.parameters = [p for group in groups for p in group.parameters]
+        self._bundles = _bundles(groups)
         self.optimiser = optimiser_of(spec.optimizer, groups, weight_decay=spec.weight_decay)
         self.step = 0  # steps done, skipped ones included
         self.trained_tokens = 0
@@ -95,7 +96,8 @@ class Run:
         penalty = self.method.penalty()
         if penalty.requires_grad:
             penalty.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm))
+        limit = self.spec.max_grad_norm
+        norm = math.hypot(*(float(torch.nn.utils.clip_grad_norm_(bundle, limit)) for bundle in self._bundles))
         rate = self.learning_rate
         self.step += 1
         if math.isfinite(loss) and math.isfinite(norm):
@@ -145,3 +147,10 @@ class Run:
 
 
 _COUNTERS = ("step", "trained_tokens", "skipped", "skipped_in_a_row", "rate_factor")
+
+
+def _bundles(groups: Sequence[Group]) -> list[list[nn.Parameter]]:
+    """What is clipped together: each group that is clipped alone, and all others as one."""
+    together = [parameter for group in groups if not group.is_clipped_alone for parameter in group.parameters]
+    alone = [list(group.parameters) for group in groups if group.is_clipped_alone]
+    return [*([together] if together else []), *alone]

@@ -20,6 +20,7 @@ from core.base.load import OpenBase, open_base
 from core.data.batches import Corpus
 from core.methods import METHODS
 from core.model import RoutedModel
+from core.reading import with_reading
 from core.run import Run
 from core.settings import Settings
 from core.specs.assignment import (
@@ -69,6 +70,7 @@ class Attempt:
         self.adapters = assignment.work_dir / "adapters"
         self.base = self._open()
         self.model = RoutedModel(self.base.model)
+        self.facts = with_reading(self.base.facts, self.model)
         say(PhaseReport(phase="reading_data"))
         self.corpus = self._read(assignment.training_file, "training_file")
         file = assignment.validation_file
@@ -121,7 +123,7 @@ class Attempt:
         """At step 0. The same spec always starts from the same numbers."""
         generator = torch.Generator().manual_seed(self.spec.seed)
         try:
-            method = METHODS[self.spec.method.type](self.spec.method, self.base.facts, generator=generator)
+            method = METHODS[self.spec.method.type](self.spec.method, self.facts, generator=generator)
         except ValueError as error:
             raise UnusableMethodError(str(error)) from error
         return Run(self.spec, method.to(self.base.device), self.corpus)

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from core.effects import Effect, Ensemble
 from core.methods.lora import Lora
+from core.methods.p_tuning import PTuning
+from core.methods.prefix_tuning import PrefixTuning
+from core.methods.prompt_tuning import PromptTuning
 from core.optimisers import Group
 
 
@@ -57,4 +60,9 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, Callable[..., Method]] = {"lora": Lora}
+METHODS: dict[str, Callable[..., Method]] = {
+    "lora": Lora,
+    "prefix_tuning": PrefixTuning,
+    "prompt_tuning": PromptTuning,
+    "p_tuning": PTuning,
+}
