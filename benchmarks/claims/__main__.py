@@ -16,11 +16,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.claims import encoder, lengths, low_data, prefixes, pretraining, starts, vote
+from benchmarks.claims import (
+    encoder,
+    four_bits,
+    lengths,
+    low_data,
+    prefixes,
+    pretraining,
+    quantisers,
+    ranks,
+    starts,
+    vote,
+)
 from benchmarks.claims.drawing import drawing
 from benchmarks.claims.finding import Finding
 
 PARTS: dict[str, Callable[[Path], Finding]] = {
+    "quantisers": quantisers.measure,
     "pretraining": pretraining.measure,
     "starts": starts.measure,
     "lengths": lengths.measure,
@@ -28,17 +40,17 @@ PARTS: dict[str, Callable[[Path], Finding]] = {
     "encoder": encoder.measure,
     "low_data": low_data.measure,
     "vote": vote.measure,
+    "ranks": ranks.measure,
+    "four_bits": four_bits.measure,
 }
-console = Console()
+console = Console(width=120)
 
 
 def main() -> int:
     """Measure the parts that are asked for, all if none is."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.claims", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be repeated")
-    parser.add_argument(
-        "--cache", type=Path, default=Path(".cache/claims"), help="for the pre-trained toy model"
-    )
+    parser.add_argument("--cache", type=Path, default=Path(".cache/claims"), help="for the pre-trained toy model")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="where figures are written")
     asked = parser.parse_args()
     torch.set_num_threads(1)  # tiny products gain nothing from a second thread and lose much on a busy machine

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from benchmarks.claims.finding import Figure, Finding, at_least, mean
-from benchmarks.claims.new_task import on_new_tasks
+from benchmarks.claims.new_task import LENGTH, bare_prompts, on_new_tasks
 from benchmarks.claims.toy import opened
-from core.specs.method import MethodSpec, PrefixTuningSpec, PromptTuningSpec
+from core.specs.method import PrefixTuningSpec
 
 CLAIM = "at 8 virtual tokens a prefix learns more than a prompt, and one made by an MLP more than a direct one"
 EXPECTED = {"prompt": (0.623, None), "prefix, direct": (0.869, 0.306), "prefix, MLP": (1.0, 0.016)}  # accuracy, loss
@@ -14,12 +14,11 @@ EXPECTED = {"prompt": (0.623, None), "prefix, direct": (0.869, 0.306), "prefix, 
 def measure(cache: Path) -> Finding:
     """Three methods."""
     toy = opened(cache)
-    specs: dict[str, MethodSpec] = {
-        "prompt": PromptTuningSpec(num_virtual_tokens=8),
-        "prefix, direct": PrefixTuningSpec(num_virtual_tokens=8, parametrization="kv"),
-        "prefix, MLP": PrefixTuningSpec(num_virtual_tokens=8, parametrization="mlp"),
+    found = {
+        "prompt": bare_prompts(cache),
+        "prefix, direct": on_new_tasks(toy, PrefixTuningSpec(num_virtual_tokens=LENGTH, parametrization="kv")),
+        "prefix, MLP": on_new_tasks(toy, PrefixTuningSpec(num_virtual_tokens=LENGTH, parametrization="mlp")),
     }
-    found = {name: on_new_tasks(toy, spec) for name, spec in specs.items()}
     accuracy = {name: mean([one.accuracy for one in some]) for name, some in found.items()}
     loss = {name: mean([one.last_loss for one in some]) for name, some in found.items()}
     prompt, direct, mlp = accuracy.values()

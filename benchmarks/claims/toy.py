@@ -165,6 +165,11 @@ def _pretrain() -> LlamaForCausalLM:
     return model
 
 
+def untrained_facts() -> BaseFacts:
+    """The shape alone."""
+    return facts_of(_untrained())
+
+
 def accuracy(base: LlamaForCausalLM, *, head: str) -> float:
     """Of the answers of 1,000 texts. The base must not be worn yet."""
     texts = _texts(1000, head, torch.Generator().manual_seed(2))
