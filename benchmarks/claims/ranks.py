@@ -170,5 +170,5 @@ def _mse(model: _Residual, method: Method, target: LowRank, x: Tensor) -> Tensor
 
 def _slant(method: Method) -> float:
     """Of the right vectors as they are, pruned ones included; 0 for a method that has none."""
-    rows = [t for name, t in method.state_dict().items() if name.startswith("q.")]
+    rows = [t for name, t in method.state_dict().items() if name.endswith(".q")]
     return max((float((q @ q.T - torch.eye(len(q))).abs().max()) for q in rows), default=0.0)
