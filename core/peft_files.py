@@ -8,7 +8,7 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +16,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from core.effects import Effect, Ensemble, KVPrefix, LowRank, SoftPrompt
-from core.methods import Method
+from core.methods.adalora import AdaLora
+from core.peft_adalora import adalora, adalora_config, adalora_tensors
 from core.peft_low_rank import low_rank, low_rank_tensors
 from core.peft_virtual import (
     NOTE,
@@ -33,21 +34,47 @@ TEMPLATE = "graft_template.json"  # of a P-tuned prompt only: where its virtual 
 LIMITS = {CONFIG: 2**20, WEIGHTS: 2**32, TEMPLATE: 2**20}  # bytes that a zip's member may unfold to
 
 
-def write(method: Method, folder: Path, base_model: str) -> None:
+class Learned(Protocol):
+    """As much of a method as a file needs."""
+
+    def effect(self) -> Effect | Ensemble:
+        """What it does."""
+        ...
+
+    def peft_config(self) -> dict[str, Any]:
+        """adapter_config.json."""
+        ...
+
+
+def write(method: Learned, folder: Path, base_model: str) -> None:
     """Write what a method has learned, in fp32, as a PEFT folder; it is made if it is not there.
 
     base_model: what stock peft will look the base up by; our own id for it, or its name on the hub.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True}
-    config = method.peft_config() | common
+    config = method.peft_config()
     with torch.no_grad():
         effect = _one(method.effect())
-        tensors = {name: t.detach().float().cpu().contiguous().clone() for name, t in _tensors(effect, config).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        tensors = _tensors(effect, config)
+    folder.mkdir(parents=True, exist_ok=True)
     if NOTE in config and isinstance(effect, SoftPrompt):
         _write_json(folder / TEMPLATE, template_note(effect, config))
         del config[NOTE]
+    _save(tensors, config, folder, base_model)
+
+
+def write_adalora(method: AdaLora, folder: Path, base_model: str) -> None:
+    """As write, by AdaLoRA's own name: P, Λ and Q apart, as only PEFT's ADALORA reads them."""
+    with torch.no_grad():
+        tensors = adalora_tensors(method)
+    _save(tensors, adalora_config(method), folder, base_model)
+
+
+def _save(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path, base_model: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: t.detach().float().cpu().contiguous().clone() for name, t in tensors.items()}
+    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
+    common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True}
+    config = {**config, **common}
     _write_json(folder / CONFIG, config)
     (folder / CARD).write_text(_card(config), encoding="utf-8")
 
@@ -73,18 +100,20 @@ def read(folder: Path) -> Effect:
 
 
 def pack(folder: Path, zip_path: Path) -> None:
-    """Zip a folder's files, the same bytes for the same files: sorted, stored, without times."""
+    """Zip all files in a folder, however deep, the same bytes for the same files: sorted, stored, without times."""
     with zipfile.ZipFile(zip_path, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(p for p in folder.iterdir() if p.is_file()):
-            member = zipfile.ZipInfo(path.name, date_time=(1980, 1, 1, 0, 0, 0))
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            member = zipfile.ZipInfo(path.relative_to(folder).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
             member.create_system, member.external_attr = 3, 0o644 << 16
             with path.open("rb") as source, archive.open(member, "w", force_zip64=True) as target:
                 while block := source.read(2**20):
                     target.write(block)
 
 
-def read_zip(path: Path) -> Effect:
+def read_zip(path: Path, inside: str = "") -> Effect:
     """As read, out of a zip. Only the known members are looked at, in memory: no path of the zip is followed.
+
+    inside: what their names begin with, a folder and its slash.
 
     Raises:
         ValueError: it is no such zip, or unfolds to more than LIMITS.
@@ -92,17 +121,18 @@ def read_zip(path: Path) -> Effect:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            template = _member(archive, TEMPLATE) if TEMPLATE in archive.namelist() else None
-            return _effect(_member(archive, CONFIG), _member(archive, WEIGHTS), template)
+            template = _member(archive, TEMPLATE, inside) if inside + TEMPLATE in archive.namelist() else None
+            return _effect(_member(archive, CONFIG, inside), _member(archive, WEIGHTS, inside), template)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"the adapter is not a readable zip: {error}") from error
 
 
-def _member(archive: zipfile.ZipFile, name: str) -> bytes:
-    count = archive.namelist().count(name)
+def _member(archive: zipfile.ZipFile, name: str, inside: str) -> bytes:
+    count = archive.namelist().count(inside + name)
     if count != 1:
-        raise ValueError(f"the zip has {count} members named {name}; it needs one, at its top level")
-    with archive.open(name) as member:
+        where = inside or "its top level"
+        raise ValueError(f"the zip has {count} members named {name} in {where}; it needs one there")
+    with archive.open(inside + name) as member:
         content = member.read(LIMITS[name] + 1)
     if len(content) > LIMITS[name]:
         raise ValueError(f"{name} unfolds to more than {LIMITS[name]} bytes")
@@ -122,8 +152,10 @@ def _effect(config_bytes: bytes, weights: bytes, template: bytes | None) -> Effe
     except SafetensorError as error:
         raise ValueError(f"{WEIGHTS} is not a safetensors file: {error}") from error
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or tensor.dim() != 2:  # noqa: PLR2004 - every tensor we know is a matrix
-            raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; a matrix of floats is expected")
+        # Every tensor we know is a matrix, but for the magnitudes of DoRA.
+        kind, dim = ("vector", 1) if name.endswith("lora_magnitude_vector") else ("matrix", 2)
+        if not tensor.is_floating_point() or tensor.dim() != dim:
+            raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; a {kind} of floats is expected")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinity")
     if template is not None and kind == "TRAINABLE_TOKENS":
@@ -147,6 +179,7 @@ def _refuse_constant(name: str) -> float:
 
 READERS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Effect]] = {
     "LORA": low_rank,
+    "ADALORA": adalora,
     "PROMPT_TUNING": soft_prompt,
     "P_TUNING": soft_prompt,
     "PREFIX_TUNING": kv_prefix,

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from core.data.batches import Corpus, order
 from core.methods import Method
-from core.optimisers import Group, optimiser_of
+from core.optimisers import Group, in_force, load_state, optimiser_of, state_of
 from core.schedule import learning_rate
-from core.specs.training import TrainSpec
+from core.specs.training import Optimizer, TrainSpec
 
 
 class Run:
@@ -54,6 +54,11 @@ class Run:
     def is_active(self) -> bool:
         """Whether a step is still to be made."""
         return self.error is None and self.step < self.total_steps
+
+    @property
+    def optimizer_in_force(self) -> Optimizer:
+        """What the optimiser of the spec comes to on this run's device."""
+        return in_force(self.spec.optimizer, self.parameters[0].device)
 
     @property
     def epoch(self) -> float:
@@ -121,7 +126,7 @@ class Run:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by name, and facts that JSON can hold: all that load() needs to go on from here."""
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
-        for number, moments in self.optimiser.state_dict()["state"].items():
+        for number, moments in state_of(self.optimiser).items():
             tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
         facts = {name: getattr(self, name) for name in _COUNTERS}
         return tensors, facts | {"spec": self._identity}
@@ -140,8 +145,7 @@ class Run:
             number, _, moment = rest.partition(".")
             moments.setdefault(int(number), {})[moment] = tensor
         self.method.load_state_dict(weights)
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        load_state(self.optimiser, moments)
         for counter in _COUNTERS:
             setattr(self, counter, facts[counter])
 

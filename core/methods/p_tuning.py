@@ -50,7 +50,7 @@ class PTuning(nn.Module):
         self.spec = spec
         self.base_precision: str = spec.base_precision
         self.layout = _layout(spec, facts)
-        self._vocabulary, self._specials, self._embedding = facts.vocabulary, facts.specials, facts.embedding
+        self._vocabulary, self._specials, self._embedding = facts.vocabulary, facts.specials, facts.table_site.name
         count = spec.row_template.num_virtual_tokens
         self.seeds = nn.Parameter(torch.empty(count, facts.hidden).normal_(generator=generator))
         self.encoder = _ENCODERS[spec.encoder_reparameterization_type](spec, facts.hidden, generator)

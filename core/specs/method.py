@@ -28,6 +28,11 @@ class BaseMethodSpec(Spec):
         return None
 
     @property
+    def prefix_length(self) -> int:
+        """How much of the context it takes beside what stands in its rows: a prefix's keys and values."""
+        return 0
+
+    @property
     def members(self) -> int:
         """How many rows answer one request: one, but for an ensemble."""
         return 1
@@ -123,6 +128,11 @@ class PrefixTuningSpec(BaseMethodSpec):
         if (self.prefix_init == "text") != (self.prefix_init_text is not None):
             raise ValueError("prefix_init 'text' needs prefix_init_text, and nothing else takes it")
         return self
+
+    @property
+    def prefix_length(self) -> int:
+        """A place of the context for each."""
+        return self.num_virtual_tokens
 
 
 class PromptTuningSpec(BaseMethodSpec):
