@@ -153,9 +153,9 @@ def _effect(config_bytes: bytes, weights: bytes, template: bytes | None) -> Effe
         raise ValueError(f"{WEIGHTS} is not a safetensors file: {error}") from error
     for name, tensor in tensors.items():
         # Every tensor we know is a matrix, but for the magnitudes of DoRA.
-        kind, dim = ("vector", 1) if name.endswith("lora_magnitude_vector") else ("matrix", 2)
+        form, dim = ("vector", 1) if name.endswith("lora_magnitude_vector") else ("matrix", 2)
         if not tensor.is_floating_point() or tensor.dim() != dim:
-            raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; a {kind} of floats is expected")
+            raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; a {form} of floats is expected")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinity")
     if template is not None and kind == "TRAINABLE_TOKENS":

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from core.base.nf4 import quantise_linears
 from transformers import LlamaForCausalLM
 
 from benchmarks.claims import quantisers, toy
 from benchmarks.claims.finding import Figure, Finding, at_least, mean
 from benchmarks.claims.learn import Recipe, judged, trained
+from core.base.nf4 import quantise_linears
 from core.methods import METHODS
 from core.specs.method import LoraSpec
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from core.ops.nf4 import BLOCK, LEVELS, codes_of, dequantise, quantise, values_of
 from torch import Tensor
 
 from benchmarks.claims.finding import Check, Figure, Finding, ascending, at_most
+from core.ops.nf4 import BLOCK, LEVELS, codes_of, dequantise, quantise, values_of
 
 CLAIM = "NF4 has the least error on normal weights, and double quantisation adds hardly any"
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
