@@ -16,6 +16,7 @@ from api.resources import Resources, resources_of
 from core.records import usage
 from core.records.accounts import Account
 from core.specs.generation import AdapterRef, ChatMessage, FinishReason, GenerateSpec, SamplingSpec
+from core.specs.method import BasePrecision
 
 Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
 OnText = Callable[["Row", str], Awaitable[None]]
@@ -28,6 +29,7 @@ class Target:
     name: str
     base_model: str
     adapter: AdapterRef | None
+    base_precision: BasePrecision = "bf16"
 
 
 @dataclass
@@ -108,6 +110,7 @@ class Inference:
         return GenerateSpec(
             request_id=f"{self.request_id}-{index}",
             base_model=self.target.base_model,
+            base_precision=self.target.base_precision,
             adapter=self.target.adapter,
             sampling=sampling,
             **_continued(prompt),

@@ -15,6 +15,8 @@ from core.records.tables import File, Presence
 from core.specs.generation import MeasureSpec
 from core.specs.training import TrainingRequest, TrainSpec, resolve
 
+SHORTEST_ROW = 2  # a token, and one to learn
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -45,6 +47,13 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
         seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         n_examples=(training_file.validation or {}).get("n_examples", 1),
     )
+    if spec.max_seq_length < SHORTEST_ROW:
+        raise errors.bad_request(
+            f"a prefix of {method.prefix_length} leaves {spec.max_seq_length} tokens of the context for rows; "
+            f"at least {SHORTEST_ROW} are needed",
+            param="peft.num_virtual_tokens",
+            code="no_room_for_rows",
+        )
     return Plan(spec, training_file, validation_file or None)
 
 
@@ -54,9 +63,13 @@ async def refuse_long_rows(resources: Resources, planned: Plan) -> None:
         if file is None:
             continue
         longest = planned.spec.max_seq_length
-        measured = await resources.engines.measure(
-            MeasureSpec(base_model=planned.spec.base_model, file_sha256=file.blob_sha256, max_tokens=longest)
+        asked = MeasureSpec(
+            base_model=planned.spec.base_model,
+            file_sha256=file.blob_sha256,
+            max_tokens=longest,
+            template=planned.spec.method.row_template,
         )
+        measured = await resources.engines.measure(asked)
         if measured and measured["too_long"]:
             raise _too_long(param, longest, measured["too_long"])
 
@@ -77,11 +90,11 @@ def _dataset(resources: Resources, account: Account, file_id: str, param: str) -
 
 
 def _context(resources: Resources, base_model: str) -> int:
-    """Tokens of the longest row, as the engine that started last says; before any has, as the settings say."""
+    """Tokens of the longest row, as the ready engine that started last says; before any has, as the settings say."""
     newest = (
         select(Presence.details)
         .where(Presence.role == "engine", Presence.base_model == base_model)
-        .order_by(Presence.started_at.desc())
+        .order_by(Presence.is_ready.desc(), Presence.started_at.desc())
         .limit(1)
     )
     with resources.database.session() as session:

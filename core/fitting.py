@@ -27,12 +27,19 @@ def check(effect: Effect, shape: Shape) -> None:
             hidden = shape.table[2]
             if prompt.shape[1] != hidden:
                 raise ValueError(f"the soft prompt is {prompt.shape[1]} wide, the base model {hidden}")
+            _check_layout(effect, shape.table[1])
         case KVPrefix(keys, values):
             own = keys.shape[0], keys.shape[2], keys.shape[3]
             if own != shape.prefix or values.shape != keys.shape:
                 raise ValueError(f"the prefix has (layers, kv_heads, width) {own}, the base model {shape.prefix}")
     if not all(bool(torch.isfinite(t).all()) for t in tensors_of(effect)):
         raise ValueError("the adapter holds NaN or infinity; it would spoil the rows beside its own")
+
+
+def _check_layout(effect: SoftPrompt, vocabulary: int) -> None:
+    ids = (*effect.layout.before, *effect.layout.after)
+    if not all(-len(effect.prompt) <= i < vocabulary for i in ids):
+        raise ValueError(f"the template has ids of {min(ids)} to {max(ids)}, the base model {vocabulary} words")
 
 
 def _check_low_rank(effect: LowRank, shape: Shape) -> None:

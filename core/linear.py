@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from core.base.facts import site_of
 from core.effects import LowRank
 from core.ops.grouped import add_low_rank, add_masked, rescale
 from core.ops.plain import Span
@@ -52,10 +52,8 @@ class RoutedLinear(nn.Module):
     @property
     def widths(self) -> tuple[int, int]:
         """I and O."""
-        if isinstance(self.base, Conv1D):
-            return int(self.base.nx), int(self.base.nf)
-        assert isinstance(self.base, nn.Linear)
-        return self.base.in_features, self.base.out_features
+        site = site_of(self.site, self.base)
+        return site.width_in, site.width_out
 
     def forward(self, x: Tensor) -> Tensor:
         """X [1, N, I] to [1, N, O]."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.pytorch_utils import Conv1D
 
 from core.attention import NAME, RaggedBatch
-from core.base.facts import weight_of
+from core.base.facts import linears_of
+from core.base.nf4 import dense_weight
 from core.cache import KVCache
 from core.effects import Effect, KVPrefix, LowRank, SoftPrompt, norm_of
 from core.fitting import Shape, check
@@ -102,13 +102,7 @@ class RoutedModel(nn.Module):
             self._checkpoint()
 
     def _route(self) -> dict[str, RoutedLinear]:
-        head = self.base.get_output_embeddings()  # type: ignore[no-untyped-call]
-        found = {
-            name: module
-            for name, module in self.base.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head
-        }
-        sites = {name: RoutedLinear(name, module, self._board) for name, module in found.items()}
+        sites = {name: RoutedLinear(name, module, self._board) for name, module in linears_of(self.base).items()}
         for name, site in sites.items():
             parent, _, leaf = name.rpartition(".")
             setattr(self.base.get_submodule(parent), leaf, site)
@@ -165,6 +159,14 @@ class RoutedModel(nn.Module):
         finally:
             self._board.routing = self._board.flight = None
 
+    @contextmanager
+    def bare(self, starts: tuple[int, ...]) -> Iterator[None]:
+        """Inside this, parts of the base may be called by themselves, on bare rows of these B + 1 bounds."""
+        routing = Routing.of_rows([None] * (len(starts) - 1))
+        with self.wearing(routing):
+            self._board.flight = flight_of(routing, starts, self._pool)
+            yield
+
     def forward(self, rows: Rows, cache: KVCache | None = None) -> Tensor:
         """The hidden states of every token, after the final norm: [N, H].
 
@@ -216,7 +218,7 @@ class RoutedModel(nn.Module):
     def _measured(self, effect: LowRank) -> LowRank:
         """With the norms that its magnitudes are held against, where a file did not hold them."""
         found = {
-            site: norm_of(weight_of(self.sites[site].base), effect.a[site], effect.b[site], effect.scale[site])
+            site: norm_of(dense_weight(self.sites[site].base), effect.a[site], effect.b[site], effect.scale[site])
             for site in effect.magnitude.keys() - effect.norm.keys()
         }
         return replace(effect, norm={**effect.norm, **found})

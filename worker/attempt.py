@@ -5,13 +5,11 @@ validation; the work that belongs to a step (validation, adapter, checkpoint) is
 """
 
 import math
-import resource
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -20,6 +18,7 @@ from core.base.load import OpenBase, open_base
 from core.data.batches import Corpus
 from core.methods import METHODS
 from core.model import RoutedModel
+from core.reading import with_reading
 from core.run import Run
 from core.settings import Settings
 from core.specs.assignment import (
@@ -36,7 +35,9 @@ from core.specs.assignment import (
 from core.trainer import Failed, Score, Skipped, Step, evaluate, train
 from worker import failpoints
 from worker.export import details_of, export
+from worker.memory import peak_bytes
 from worker.reading import corpus_of
+from worker.shift import measured_shift
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
 SIGN_OF_LIFE_S = 10.0  # a long validation says so often that it is going on
@@ -69,6 +70,7 @@ class Attempt:
         self.adapters = assignment.work_dir / "adapters"
         self.base = self._open()
         self.model = RoutedModel(self.base.model)
+        self.facts = with_reading(self.base.facts, self.model)
         say(PhaseReport(phase="reading_data"))
         self.corpus = self._read(assignment.training_file, "training_file")
         file = assignment.validation_file
@@ -107,6 +109,7 @@ class Attempt:
             cache_dir=self.assignment.cache_dir,
             device=self.settings.device,
             precision=self.settings.precision,
+            base_precision=self.spec.method.base_precision,
         )
         if base.device.type == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - torch's own signature
@@ -115,13 +118,14 @@ class Attempt:
     def _read(self, path: Path, param: str) -> Corpus:
         if self.drain.is_set():
             raise Drained
-        return corpus_of(path, self.base.tokenizer, self.spec, param=param)
+        context = self.base.facts.context
+        return corpus_of(path, self.base.tokenizer, self.spec, context=context, param=param)
 
     def _new_run(self) -> Run:
         """At step 0. The same spec always starts from the same numbers."""
         generator = torch.Generator().manual_seed(self.spec.seed)
         try:
-            method = METHODS[self.spec.method.type](self.spec.method, self.base.facts, generator=generator)
+            method = METHODS[self.spec.method.type](self.spec.method, self.facts, generator=generator)
         except ValueError as error:
             raise UnusableMethodError(str(error)) from error
         return Run(self.spec, method.to(self.base.device), self.corpus)
@@ -135,6 +139,9 @@ class Attempt:
             message = f"{damage.path.name}: {damage.reason}; going on from step {reached}"
             self.say(WarningReport(code="checkpoint_corrupt", message=message, step=reached))
         if found is None:
+            if (used := self.run.optimizer_in_force) != self.spec.optimizer:
+                message = f"{self.spec.optimizer} has nothing to page on a CPU: {used} takes the same steps"
+                self.say(WarningReport(code="optimizer_unpaged", message=message, step=0))
             return True
         self._load(found)
         if found.facts["has_adapter"]:
@@ -160,7 +167,7 @@ class Attempt:
                 tokens=step.tokens,
                 trained_tokens=self.run.trained_tokens,
                 tokens_per_s=step.tokens / step.seconds,
-                memory_bytes=self._memory_bytes(),
+                memory_bytes=peak_bytes(self.base.device),
             )
         )
         self._reached(f"step:{step.number}")
@@ -238,14 +245,16 @@ class Attempt:
         self.say(PhaseReport(phase="training"))
         return True
 
-    def _export(self, name: str) -> Path:
+    def _export(self, name: str, measured: dict[str, Any] | None = None) -> Path:
         return export(
             self.run.method,
             self.adapters / name,
             assignment=self.assignment,
             base=self.base,
+            rows=len(self.corpus),
             step=self.run.step,
             metrics=self.metrics,
+            measured=measured,
         )
 
     def _save(self, *, has_adapter: bool = False, is_settled: bool = True) -> Path:
@@ -273,7 +282,8 @@ class Attempt:
 
     def _finish(self) -> int:
         self.say(PhaseReport(phase="saving"))
-        adapter = self._export("final.zip")
+        measured = measured_shift(self.run.method, self.corpus, self.base, self.model, self.assignment)
+        adapter = self._export("final.zip", measured)
         self._reached("finish")
         self.say(
             FinishedReport(
@@ -281,17 +291,10 @@ class Attempt:
                 adapter=adapter,
                 trained_tokens=self.run.trained_tokens,
                 metrics=self.metrics,
-                details=details_of(self.run.method, self.base),
+                details=details_of(self.run.method, self.base) | measured,
             )
         )
         return FINISHED
 
     def _reached(self, point: str) -> None:
         failpoints.reached(point, self.assignment.lease_epoch)
-
-    def _memory_bytes(self) -> int:
-        """The most that was in use so far: of the GPU, else of this process."""
-        if self.base.device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated())
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

@@ -25,14 +25,24 @@ class UnusableFileError(ValueError):
         super().__init__(f"line {first['line']}: {first['message']}{more}")
 
 
-def corpus_of(path: Path, tokenizer: PreTrainedTokenizerFast, spec: TrainSpec, *, param: str) -> Corpus:
-    """The file's rows as this base model sees them. Raises UnusableFileError with the first hundred faults."""
+def corpus_of(path: Path, tokenizer: PreTrainedTokenizerFast, spec: TrainSpec, *, context: int, param: str) -> Corpus:
+    """The file's rows as this base model sees them, in its method's template.
+
+    context: tokens the base model can attend to; a prefix takes its places of them.
+
+    Raises:
+        UnusableFileError: with the first hundred faults.
+
+    """
     report = check(path)
     if report.n_faults:
         raise UnusableFileError(param, report.faults, report.n_faults)
-    found = measure(path, tokenizer, spec.max_seq_length, train_on=spec.train_on)
-    faults = [*found.faults, *(TooLongError(*row, spec.max_seq_length).fault for row in found.too_long)]
+    template = spec.method.row_template
+    room = min(spec.max_seq_length, context - spec.method.prefix_length)
+    found = measure(path, tokenizer, room, train_on=spec.train_on, template=template)
+    faults = [*found.faults, *(TooLongError(*row, room).fault for row in found.too_long)]
     if faults:
         faults.sort(key=lambda fault: fault.line)
         raise UnusableFileError(param, faults, len(found.faults) + found.n_too_long)
-    return Corpus.of(encode_all(read(path), tokenizer, train_on=spec.train_on, max_tokens=spec.max_seq_length))
+    rows = encode_all(read(path), tokenizer, train_on=spec.train_on, max_tokens=room, template=template)
+    return Corpus.of(rows)

@@ -2,26 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from functools import cache
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-
-class Encoder(Protocol):
-    """As much of a tokeniser as a method needs."""
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """The ids of a text."""
-
-
-@runtime_checkable
-class Packed(Protocol):
-    """A linear layer whose weight is kept in fewer bits than it computes in."""
-
-    def dequantised(self) -> Tensor:
-        """The weight it computes with, [O, I]."""
+from core.base.nf4 import Linear4bit, dense_weight
+from core.base.words import Words
 
 
 @dataclass(frozen=True)
@@ -42,6 +30,15 @@ class Site:
         return self.name == name or self.name.endswith("." + name)
 
 
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a frozen model makes of P words that stand at positions 0 to P - 1. In fp32, without gradients."""
+
+    keys: Tensor  # [L, P, K, D] as they enter the cache: rotated, where the base rotates
+    values: Tensor  # [L, P, K, D]
+    hidden: Tensor  # [L, P, H] what enters each layer's attention: after the layer's norm
+
+
 @dataclass(frozen=True)
 class BaseFacts:
     """The shape of one base model, in the letters of core/effects.py."""
@@ -55,10 +52,14 @@ class BaseFacts:
     sites: tuple[Site, ...]  # every Linear and Conv1D but the output head
     table: Tensor = field(repr=False)  # [V, H] the token embeddings; not to be changed
     table_site: Site  # where they stand
-    weight: Callable[[str], Tensor] = field(
-        repr=False
-    )  # linear site -> its weight, dequantised: [O, I] fp32, on its device
-    encode: Callable[[str], list[int]] | None = field(default=None, repr=False)  # text -> ids, without special tokens
+    # Linear site -> its weight, dequantised: [O, I] fp32, on its device.
+    weight: Callable[[str], Tensor] = field(repr=False)
+    specials: frozenset[int] = field(default=frozenset(), repr=False)  # ids that stand for no text
+    encode: Callable[[str], list[int]] | None = field(default=None, repr=False)  # of text within a row
+    # Both run the model, so whoever holds it supplies them: core/reading.py.
+    read: Callable[[Sequence[int]], Reading] | None = field(default=None, repr=False)
+    # Hidden states [L, P, H] -> keys and values [L, P, K, D], as Reading has them; differentiable.
+    project: Callable[[Tensor], tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
     def sites_named(self, target_modules: str | Sequence[str], *, with_table: bool = False) -> tuple[Site, ...]:
         """The sites whose name is, or ends with "." and, one of these; "all-linear" names all.
@@ -80,7 +81,17 @@ class BaseFacts:
         return tuple(site for site in sites if any(site.answers(name) for name in wanted))
 
 
-def facts_of(model: PreTrainedModel, tokenizer: Encoder | None = None) -> BaseFacts:
+def words_of(facts: BaseFacts, text: str) -> list[int]:
+    """The ids of a text. Raises ValueError where there is no tokeniser, or the text is no word to it."""
+    if facts.encode is None:
+        raise ValueError(f"this base model has no tokeniser to read {text[:40]!r} with")
+    ids = facts.encode(text)
+    if not ids:
+        raise ValueError(f"{text[:40]!r} is no word to this base model's tokeniser")
+    return ids
+
+
+def facts_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None = None) -> BaseFacts:
     """Reads them off an opened model. The model is left unchanged."""
     config = model.config.get_text_config()
     heads = config.num_attention_heads
@@ -88,9 +99,7 @@ def facts_of(model: PreTrainedModel, tokenizer: Encoder | None = None) -> BaseFa
     assert isinstance(embeddings, nn.Embedding)
     table = embeddings.weight.detach()  # [V, H]
     name = next(name for name, module in model.named_modules() if module is embeddings)
-    sites = _sites(model)
-    # The modules themselves: a RoutedModel will stand others in their places.
-    modules = {site.name: model.get_submodule(site.name) for site in sites}
+    modules = linears_of(model)  # the modules themselves: a RoutedModel will stand others in their places
     return BaseFacts(
         hidden=config.hidden_size,
         layers=config.num_hidden_layers,
@@ -98,31 +107,38 @@ def facts_of(model: PreTrainedModel, tokenizer: Encoder | None = None) -> BaseFa
         head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
         context=config.max_position_embeddings,
         vocabulary=table.shape[0],
-        sites=sites,
+        specials=frozenset() if tokenizer is None else frozenset(tokenizer.all_special_ids),
+        sites=tuple(site_of(name, module) for name, module in modules.items()),
         table=table,
         table_site=Site(name, table.shape[0], table.shape[1], is_table=True),
-        weight=lambda name: weight_of(modules[name]),
-        encode=None if tokenizer is None else lambda text: tokenizer.encode(text, add_special_tokens=False),
+        weight=lambda name: dense_weight(modules[name]),
+        encode=None if tokenizer is None else _encoder(tokenizer),
     )
 
 
-def weight_of(module: nn.Module) -> Tensor:
-    """The weight of a linear layer as it computes, dequantised: [O, I] fp32, not to be changed."""
-    if isinstance(module, Packed):
-        return module.dequantised().float()
-    assert isinstance(module.weight, Tensor)
-    weight = module.weight.detach().float()
-    return weight.T if isinstance(module, Conv1D) else weight
+def _encoder(tokenizer: PreTrainedTokenizerFast) -> Callable[[str], list[int]]:
+    """Made when it is first wanted: of a large vocabulary that takes a second, and few methods want it."""
+    words = cache(lambda: Words(tokenizer))
+    return lambda text: words().within(text)
 
 
-def _sites(model: PreTrainedModel) -> tuple[Site, ...]:
+def linears_of(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Every linear layer but the output head, by its name: in 16 bits, as a Conv1D, or in 4 bits."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    sites = []
-    for name, module in model.named_modules():
-        if module is head:
-            continue
-        if isinstance(module, nn.Linear):
-            sites.append(Site(name, module.in_features, module.out_features))
-        elif isinstance(module, Conv1D):
-            sites.append(Site(name, module.weight.shape[0], module.weight.shape[1], is_conv1d=True))
-    return tuple(sites)
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D | Linear4bit) and module is not head
+    }
+
+
+def site_of(name: str, module: nn.Module) -> Site:
+    """What a method may know of a linear layer."""
+    match module:
+        case Conv1D():
+            return Site(name, module.nx, module.nf, is_conv1d=True)
+        case Linear4bit(is_conv1d=is_conv1d):
+            return Site(name, module.in_features, module.out_features, is_conv1d=is_conv1d)
+        case nn.Linear():
+            return Site(name, module.in_features, module.out_features)
+    raise TypeError(f"{name}: {type(module).__name__} is no linear layer")

@@ -1,8 +1,11 @@
 """Examples to token rows: which ids a base model sees, and which of them it learns. Knows no model and no batch.
 
 Training and serving encode by one path, so a row begins with exactly the ids that serving would send. Three rules make
-that hold for every tokeniser: text is cut where an answer begins, as serving cuts it; only the template makes special
-tokens, a customer's text never does; and what stands between two cuts is encoded in one piece.
+that hold for every tokeniser: text is cut where an answer begins, as serving cuts it; only the chat template makes
+special tokens, a customer's text never does; and what stands between two cuts is encoded in one piece.
+
+A method with virtual tokens adds a template (core/specs/template.py): what stands before a row, and what stands between
+its input and its target. Its virtual tokens are negative ids; neither they nor its anchors are ever learned.
 """
 
 import copy
@@ -18,9 +21,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from core.base.template import ChatTemplate, Segment, UnusableTemplateError
+from core.base.words import Words
 from core.data.formats import MAX_FAULTS_KEPT, Fault, read
-from core.data.words import Words
 from core.specs.dataset import ChatExample, Example, PromptExample
+from core.specs.template import Layout, Template
 
 TrainOn = Literal["assistant", "last"]
 _ROWS_AT_ONCE = 128
@@ -61,7 +65,7 @@ class TokenRow:
     """One example as a model sees it. learned[t]: token t is to be predicted from those before it; never token 0."""
 
     line: int
-    ids: NDArray[np.int32]  # [T]
+    ids: NDArray[np.int32]  # [T]; a negative one is a virtual token
     learned: NDArray[np.bool_]  # [T]
 
 
@@ -78,23 +82,35 @@ class Measure:
 
 
 def encode(
-    example: Example, tokenizer: PreTrainedTokenizerFast, *, train_on: TrainOn, max_tokens: int, line: int = 0
+    example: Example,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    train_on: TrainOn,
+    max_tokens: int,
+    line: int = 0,
+    template: Template | None = None,
 ) -> TokenRow:
-    """One example's row.
+    """One example's row. With a template that parts input and target, only the last learned answer is learned.
 
     Raises:
         TooLongError: it has more than max_tokens.
         UnusableExampleError: the base model's chat template cannot write it.
 
     """
-    return next(encode_all([(line, example)], tokenizer, train_on=train_on, max_tokens=max_tokens))
+    rows = encode_all([(line, example)], tokenizer, train_on=train_on, max_tokens=max_tokens, template=template)
+    return next(rows)
 
 
 def encode_all(
-    examples: Iterable[tuple[int, Example]], tokenizer: PreTrainedTokenizerFast, *, train_on: TrainOn, max_tokens: int
+    examples: Iterable[tuple[int, Example]],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    train_on: TrainOn,
+    max_tokens: int,
+    template: Template | None = None,
 ) -> Iterator[TokenRow]:
     """The rows of (line, example) pairs, in order. Quicker than encode: many are encoded at once. Raises as encode."""
-    for row in _outcomes(examples, tokenizer, train_on):
+    for row in _outcomes(examples, tokenizer, train_on, template):
         if isinstance(row, Fault):
             raise UnusableExampleError(row)
         if len(row.ids) > max_tokens:
@@ -104,6 +120,8 @@ def encode_all(
 
 def encode_prompt(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """What serving sends to be continued: the ids with which the row of a training example with this prompt begins.
+
+    With a template they stand between its two sides, in training as in serving.
 
     Raises:
         ValueError: the base model's chat template cannot write these messages.
@@ -115,9 +133,16 @@ def encode_prompt(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenize
 
 
 def measure(
-    path: Path, tokenizer: PreTrainedTokenizerFast, max_tokens: int | None, *, train_on: TrainOn = "assistant"
+    path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    max_tokens: int | None,
+    *,
+    train_on: TrainOn = "assistant",
+    template: Template | None = None,
 ) -> Measure:
-    """Reads a checked file and counts. Holds a few rows at a time; max_tokens None finds nothing too long.
+    """Reads a checked file and counts, virtual tokens and anchors too. Holds a few rows at a time.
+
+    max_tokens None finds nothing too long.
 
     Raises:
         FaultyLineError: the file would not pass formats.check.
@@ -126,7 +151,7 @@ def measure(
     tokens = learned = count = n_too_long = 0
     too_long: list[tuple[int, int]] = []
     faults: list[Fault] = []
-    for row in _outcomes(read(path), tokenizer, train_on):
+    for row in _outcomes(read(path), tokenizer, train_on, template):
         count += 1
         if isinstance(row, Fault):
             faults += [row] if len(faults) < MAX_FAULTS_KEPT else []
@@ -155,13 +180,20 @@ class _Writer:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         # Not kept whole: the weak table below would then keep it for ever.
         self._end = tokenizer.eos_token_id
-        self._words = Words(tokenizer)
+        self.words = Words(tokenizer)
         self._template = ChatTemplate(copy.deepcopy(tokenizer)) if tokenizer.chat_template else None
 
-    def example(self, example: Example, train_on: TrainOn) -> list[_Span]:
+    def example(self, example: Example, train_on: TrainOn, layout: Layout) -> list[_Span]:
+        spans = self._row(example, "last" if layout.after else train_on, is_cut=bool(layout.after))
+        answer = next((at for at, span in enumerate(spans) if span.is_learned), len(spans))
+        return [_Span(ids=layout.before), *spans[:answer], _Span(ids=layout.after), *spans[answer:]]
+
+    def _row(self, example: Example, train_on: TrainOn, *, is_cut: bool) -> list[_Span]:
+        """A plain row. is_cut: it ends with the last answer that is learned, as serving would have it written."""
         match example:
             case ChatExample(messages=turns):
                 answers = [index for index, turn in enumerate(turns) if turn.is_learned]
+                turns = turns[: answers[-1] + 1] if is_cut else turns
                 learned = frozenset(answers if train_on == "assistant" else answers[-1:])
                 return self.conversation(turns, is_question=False, learned=learned)
             case PromptExample(prompt=prompt, completion=completion):
@@ -171,7 +203,7 @@ class _Writer:
                 return [*self.prompt(prompt), _Span(completion, is_learned=True), end]
 
     def prompt(self, prompt: str) -> list[_Span]:
-        return [_Span(ids=self._words.opening), _Span(prompt, is_first=True)]
+        return [_Span(ids=self.words.opening), _Span(prompt, is_first=True)]
 
     def conversation(
         self, turns: Sequence[Message], *, is_question: bool, learned: frozenset[int] = frozenset()
@@ -188,7 +220,7 @@ class _Writer:
         encoded: dict[bool, Iterator[Sequence[int]]] = {}
         for is_first in (True, False):
             texts = [s.text for row in rows for s in row if s.ids is None and s.is_first == is_first]
-            encoded[is_first] = iter(self._words.encode(texts, is_first=is_first))
+            encoded[is_first] = iter(self.words.encode(texts, is_first=is_first))
         return [[next(encoded[s.is_first]) if s.ids is None else s.ids for s in row] for row in rows]
 
 
@@ -203,21 +235,25 @@ def _writer(tokenizer: PreTrainedTokenizerFast) -> _Writer:
 
 
 def _outcomes(
-    examples: Iterable[tuple[int, Example]], tokenizer: PreTrainedTokenizerFast, train_on: TrainOn
+    examples: Iterable[tuple[int, Example]],
+    tokenizer: PreTrainedTokenizerFast,
+    train_on: TrainOn,
+    template: Template | None,
 ) -> Iterator[TokenRow | Fault]:
     """Each example's row, or why it cannot be one, in order."""
     writer = _writer(tokenizer)
+    layout = template.layout(writer.words.within) if template else Layout((), ())
     some = iter(examples)
     while batch := list(islice(some, _ROWS_AT_ONCE)):
-        spans = [_spans(writer, line, example, train_on) for line, example in batch]
+        spans = [_spans(writer, line, example, train_on, layout) for line, example in batch]
         ids = iter(writer.ids([row for row in spans if not isinstance(row, Fault)]))
         for (line, _), row in zip(batch, spans, strict=True):
             yield row if isinstance(row, Fault) else _row(line, row, next(ids))
 
 
-def _spans(writer: _Writer, line: int, example: Example, train_on: TrainOn) -> list[_Span] | Fault:
+def _spans(writer: _Writer, line: int, example: Example, train_on: TrainOn, layout: Layout) -> list[_Span] | Fault:
     try:
-        return writer.example(example, train_on)
+        return writer.example(example, train_on, layout)
     except UnusableTemplateError as error:
         return Fault(line, "", "chat_template", str(error))
 

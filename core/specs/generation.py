@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from core.specs.method import BasePrecision
 from core.specs.spec import Spec
+from core.specs.template import Template
 
 FinishReason = Literal["stop", "length"]
 
@@ -30,10 +32,11 @@ class SamplingSpec(Spec):
 
 
 class AdapterRef(Spec):
-    """An adapter by its content: id for people, sha256 of its zip for machines."""
+    """An adapter by its content: id for people, sha256 of its zip for machines. member: which one of an ensemble."""
 
     id: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    member: int | None = Field(None, ge=0)
 
 
 class GenerateSpec(Spec):
@@ -41,6 +44,7 @@ class GenerateSpec(Spec):
 
     request_id: str
     base_model: str
+    base_precision: BasePrecision = Field("bf16", description="Of the base that the engine must have opened.")
     adapter: AdapterRef | None = None
     messages: tuple[ChatMessage, ...] | None = None
     prompt: str | None = None
@@ -49,12 +53,15 @@ class GenerateSpec(Spec):
     )
     offset: int = Field(0, ge=0, description="How many of prompt_ids were already emitted as new tokens.")
     sampling: SamplingSpec
+    with_logprob: bool = Field(False, description="Say in every frame how likely its tokens were.")
 
 
 class Frame(Spec):
     """One line of the engine's answer. seq counts from 0 without gaps; the first frame alone carries prompt_ids.
 
-    text is what these ids add, UTF-8 safe and with stop strings already held back or cut.
+    text is what these ids add, UTF-8 safe and with stop strings already held back or cut. logprob is the sum of the
+    logarithms of the probabilities with which these ids were drawn, where the request asks for it; at temperature 0,
+    of those that the model gave them.
     """
 
     seq: int
@@ -63,6 +70,7 @@ class Frame(Spec):
     fin: FinishReason | None = None
     prompt_ids: tuple[int, ...] | None = None
     error: "FrameError | None" = None
+    logprob: float | None = None
 
 
 class FrameError(Spec):
@@ -84,3 +92,4 @@ class MeasureSpec(Spec):
     base_model: str
     file_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     max_tokens: int | None = None
+    template: Template | None = Field(None, description="Virtual tokens and anchors count among a row's tokens.")

@@ -28,6 +28,11 @@ class BaseMethodSpec(Spec):
         return None
 
     @property
+    def prefix_length(self) -> int:
+        """How much of the context it takes beside what stands in its rows: a prefix's keys and values."""
+        return 0
+
+    @property
     def members(self) -> int:
         """How many rows answer one request: one, but for an ensemble."""
         return 1
@@ -124,6 +129,11 @@ class PrefixTuningSpec(BaseMethodSpec):
             raise ValueError("prefix_init 'text' needs prefix_init_text, and nothing else takes it")
         return self
 
+    @property
+    def prefix_length(self) -> int:
+        """A place of the context for each."""
+        return self.num_virtual_tokens
+
 
 class PromptTuningSpec(BaseMethodSpec):
     """Learned embeddings in front of every row. Lester et al. 2021, arXiv:2104.08691."""
@@ -150,6 +160,21 @@ class PromptTuningSpec(BaseMethodSpec):
         for start, value in given.items():
             if bool(value) != (self.prompt_tuning_init == start):
                 raise ValueError(f"prompt_tuning_init {start!r} needs {fields[start]}, and nothing else takes it")
+        if len(self.class_labels) > self.num_virtual_tokens:
+            raise ValueError(
+                f"num_virtual_tokens {self.num_virtual_tokens} is less than {len(self.class_labels)} class_labels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> Self:
+        leaves_some_to_chance = 0 < len(self.class_labels) < self.num_virtual_tokens
+        is_drawn = leaves_some_to_chance or self.prompt_tuning_init in ("random", "vocab")
+        if self.ensemble_size > 1 and not is_drawn:
+            raise ValueError(
+                f"ensemble_size {self.ensemble_size}: with prompt_tuning_init {self.prompt_tuning_init!r} all prompts "
+                "would start alike, and stay alike; use 'random', 'vocab', or more virtual tokens than class_labels"
+            )
         return self
 
     @property

@@ -110,7 +110,7 @@ def resolve(
 ) -> TrainSpec:
     """Every "auto" made a number. A pure function of its arguments, so that the API can echo what the trainer will do.
 
-    context: tokens the base model can attend to. n_examples: rows of the training file.
+    context: tokens the base model can attend to, of which a prefix takes its own. n_examples: of the training file.
     """
     batch = hyperparameters.batch_size
     if batch == "auto":
@@ -125,7 +125,8 @@ def resolve(
     optimizer = training.optimizer
     if optimizer == "auto":
         optimizer = "paged_adamw_32bit" if method.base_precision == "nf4" else "adamw"
-    length = context if training.max_seq_length == "auto" else min(training.max_seq_length, context)
+    room = max(0, context - method.prefix_length)
+    length = room if training.max_seq_length == "auto" else min(training.max_seq_length, room)
     return TrainSpec(
         base_model=base_model,
         method=method,

@@ -48,9 +48,9 @@ class Service:
         body = {"model": BASE, **fields}
         return self.http.post("/v1/fine_tuning/jobs", json=body)
 
-    def adapter(self, suffix: str = "support") -> dict:
+    def adapter(self, suffix: str = "support", precision: str = "bf16") -> dict:
         """A job run to its end, as a worker would write it down: one checkpoint and an adapter."""
-        job_id = self.job(suffix=suffix).json()["id"]
+        job_id = self.job(suffix=suffix, peft={"type": "lora", "base_precision": precision}).json()["id"]
         blob = open_store(self.settings).put_bytes(peft_zip(suffix))
         held = jobs.claim(self.database, owner="test", lease_s=60, job_id=job_id)
         data = {"step": 1, "total_steps": 2, "train_loss": 1.5, "train_mean_token_accuracy": 0.5}
@@ -59,9 +59,8 @@ class Service:
         jobs.record_checkpoint(
             self.database, held, step=1, metrics={"train_loss": 1.5, "learning_rate": 1}, adapter=blob
         )
-        jobs.succeed(
-            self.database, held, adapter=blob, peft_type="LORA", details={"parameters": 9}, step=2, trained_tokens=42
-        )
+        details = {"parameters": 9, "base_precision": precision}
+        jobs.succeed(self.database, held, adapter=blob, peft_type="LORA", details=details, step=2, trained_tokens=42)
         return self.http.get(f"/v1/fine_tuning/jobs/{job_id}").json()
 
 
@@ -88,13 +87,13 @@ def serving(settings):
 
 
 @contextmanager
-def running(service):
+def running(service, precision="bf16"):
     """An engine that serves, and says so, as long as the block lasts."""
     fake = FakeEngine(service.settings.engine_token)
     presence_id, is_over = new_id("engine-"), threading.Event()
 
     def beat():
-        details = {"context": fake.context, "vocabulary": 12}
+        details = {"context": fake.context, "vocabulary": 12, "base_precision": precision}
         said = {"role": "engine", "is_ready": True, "details": details, "url": fake.url, "base_model": BASE}
         presences.beat(service.database, presence_id, **said)
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 import structlog
 
 from core.cache import KVCache
-from core.effects import Effect, KVPrefix, SoftPrompt
+from core.effects import Effect, Ensemble, KVPrefix, SoftPrompt, members_of
 from core.model import RoutedModel
-from core.specs.generation import FrameError
+from core.specs.generation import AdapterRef, FrameError
+from core.specs.template import Layout
 from worker.engine.forward import BROKEN, Forward, Outcome, Seat, Work
 from worker.engine.residency import Residency
 from worker.engine.scheduler import Row, Scheduler
@@ -39,7 +40,7 @@ class Engine:
     def __init__(
         self,
         model: RoutedModel,
-        load: Callable[[str], Effect],
+        load: Callable[[str], Effect | Ensemble],
         *,
         rows: int,
         context: int,
@@ -176,22 +177,33 @@ class Engine:
                 self._leave(row.key, fault or LATE)
 
     def _sit_down(self, request: Sequence) -> None:
-        """A place for an admitted row: a slot, its adapter pinned, its prefix or virtual tokens first."""
+        """A place for an admitted row: a slot, its adapter pinned, its prefix first, its prompt in its template."""
         slot = self._cache.take()
         assert slot is not None, "the scheduler admits no more rows than there are slots"
-        effect = None if request.adapter is None else self._residency.pin(request.adapter.sha256)
+        found = None if request.adapter is None else self._worn(request.adapter)
+        effect = None if isinstance(found, FrameError) else found
         self._seats[request.key] = Seat(request, slot, effect)
+        if isinstance(found, FrameError):
+            self._leave(request.key, found)
+            return
         prefix = effect.keys.shape[1] if isinstance(effect, KVPrefix) else 0
-        virtual = effect.prompt.shape[0] if isinstance(effect, SoftPrompt) else 0
-        spare = self._context - prefix - virtual - len(request.ids)
-        if spare < 1:
-            self._leave(request.key, _too_long(len(request.ids), self._context - prefix - virtual))
+        layout = effect.layout if isinstance(effect, SoftPrompt) else Layout((), ())
+        room = self._context - prefix - len(layout)
+        if room <= len(request.ids):
+            self._leave(request.key, _too_long(len(request.ids), room))
             return
         if isinstance(effect, KVPrefix):
             self._cache.put_prefix(slot, effect)
-        if effect is not None:
-            request.lead(virtual, spare)
-            self._scheduler.grow(request.key, virtual)
+        request.lay_out(layout, room - len(request.ids))
+        self._scheduler.grow(request.key, len(layout))
+
+    def _worn(self, adapter: AdapterRef) -> Effect | FrameError:
+        """What a row wears of an adapter, which is pinned for it: the whole, or one member of an ensemble."""
+        members = members_of(self._residency.pin(adapter.sha256))
+        member = 0 if adapter.member is None and len(members) == 1 else adapter.member
+        if member is None or member >= len(members):
+            return _no_member(adapter, len(members))
+        return members[member]
 
     def _deliver(self, part: Work, outcome: Outcome) -> None:
         request = part.seat.request
@@ -201,7 +213,7 @@ class Engine:
         elif outcome is not None:
             self.tokens += 1
             try:
-                request.take(outcome)
+                request.take(outcome.token, outcome.logprob)
             except Exception:
                 log.exception("engine.delivery_failed", key=request.key)
                 self._leave(request.key, BROKEN)
@@ -243,6 +255,12 @@ class Engine:
             if not self._is_woken:
                 self._changed.wait(IDLE_S)
             self._is_woken = False
+
+
+def _no_member(adapter: AdapterRef, members: int) -> FrameError:
+    asked = "none is named" if adapter.member is None else f"there is no member {adapter.member}"
+    message = f"the adapter has {members} members, of which a row wears one: {asked}; they count from 0"
+    return FrameError(code="unknown_member", message=message, param="model")
 
 
 def _too_long(tokens: int, room: int) -> FrameError:

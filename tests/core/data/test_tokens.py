@@ -4,65 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from core.base.template import ChatTemplate
 from core.data.tokens import TooLongError, UnusableExampleError, encode, encode_all, encode_prompt
 from core.specs.dataset import ChatExample, PromptExample
 from core.specs.generation import ChatMessage
-
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{{ '<|head|>' + m['role'] + '<|/head|>\n\n' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|head|>assistant<|/head|>\n\n' }}{% endif %}"
-)
-GEMMA = (
-    "{{ bos_token }}"
-    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Roles must alternate') }}{% endif %}"
-    "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
-    "{{ '<|head|>' + role + '\n' + m['content'] | trim + '<|eot|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|head|>model\n' }}{% endif %}"
-)
-MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
-    "{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
-)
-THINKING = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
-    "{% if loop.last and m['role'] == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
-    "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-HEADED = ["<unk>", "<s>", "</s>", "<|head|>", "<|/head|>", "<|eot|>"]
-
-
-@pytest.fixture(scope="session")
-def tokenizers(make_tokenizer):
-    """One tokeniser for each manner of chat template."""
-    return {
-        "chatml": make_tokenizer(),
-        "llama3": make_tokenizer(LLAMA3, HEADED),
-        "gemma": make_tokenizer(GEMMA, HEADED),
-        "mistral": sentencepiece_like(MISTRAL),
-        "thinking": make_tokenizer(THINKING),
-    }
-
-
-def sentencepiece_like(template):
-    """Unigrams over ▁words, a blank put before the first word, a beginning-of-sequence token added to every text."""
-    letters = [chr(i) for i in range(32, 127) if i != 32] + ["▁", "\n"]
-    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), *((letter, -8.0) for letter in letters)]
-    pieces += [(f"▁{word}", -3.0) for word in ("hi", "there", "yes", "the", "order")] + [("yes", -4.0), ("hi", -4.0)]
-    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    backend.decoder = decoders.Metaspace(prepend_scheme="first")
-    backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
-    )
 
 
 def example(*contents, roles=("user", "assistant"), weights=None):

@@ -78,7 +78,7 @@ class Kitchen:
     def ask(self, *, prompt="hello", adapter=None, emit=None, **sampling):
         """Submits; the answer collects its frames."""
         ids = prompt if isinstance(prompt, tuple) else None
-        offset = sampling.pop("offset", 0)
+        offset, with_logprob = sampling.pop("offset", 0), sampling.pop("with_logprob", False)
         sampling = {"temperature": 0.0, "max_tokens": 12} | sampling
         spec = GenerateSpec(
             request_id=f"r-{next(self.counter)}",
@@ -88,6 +88,7 @@ class Kitchen:
             prompt_ids=ids,
             offset=offset,
             sampling=SamplingSpec(**sampling),
+            with_logprob=with_logprob,
         )
         answer = Answer()
         sequence = self.intake.sequence(spec, emit or answer.frames.append)

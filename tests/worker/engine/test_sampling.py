@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core.specs.generation import SamplingSpec
 from worker.engine import sampling
-from worker.engine.sampling import Draw, choose, uniform
+from worker.engine.sampling import Draw, choose, logprobs, uniform
 
 
 def plainly(logits, draw):
@@ -100,3 +100,16 @@ def test_numbers_are_named_by_seed_and_position_on_every_machine():
     assert 0 <= min(numbers) < max(numbers) < 1
     assert sum(numbers) / len(numbers) == pytest.approx(0.5, abs=0.02)
     assert uniform(1, 2) != uniform(2, 1)
+
+
+def test_a_logprob_is_of_what_was_drawn_from():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    for spec, kept in (
+        (SamplingSpec(temperature=0.0), [2.0, 1.0, 0.0, -1.0]),
+        (SamplingSpec(temperature=0.5), [4.0, 2.0, 0.0, -2.0]),
+        (SamplingSpec(temperature=0.5, top_k=2), [4.0, 2.0]),
+        (SamplingSpec(temperature=1.0, top_p=0.8), [2.0, 1.0]),
+    ):
+        for token, weight in enumerate(kept):
+            (found,) = logprobs(logits, [Draw(spec, 0)], [token])
+            assert found == pytest.approx(weight - float(torch.tensor(kept).logsumexp(0)), abs=1e-6)

@@ -37,6 +37,10 @@ class Words:
             for text, ids in zip(texts, found, strict=True)
         ]
 
+    def within(self, text: str) -> list[int]:
+        """The ids of one text that stands within a row, as the anchors of a template do."""
+        return self.encode([text], is_first=False)[0]
+
     def _spelled(self, text: str, *, is_first: bool) -> list[int]:
         """A text with each special token's name cut after its first letter.
 

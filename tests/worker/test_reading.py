@@ -1,0 +1,48 @@
+"""A job's files to rows: in its method's template, and no longer than the context has room for beside its prefix."""
+
+import pytest
+from tiny_job import PLAIN, make_tiny_base, write_rows
+
+from core.base.load import open_tokenizer
+from core.specs.method import LoraSpec, PrefixTuningSpec, PromptTuningSpec, PTuningSpec
+from core.specs.training import TrainSpec
+from worker.reading import UnusableFileError, corpus_of
+
+
+@pytest.fixture
+def read(tmp_path):
+    """read(method, context=512): the corpus of three rows."""
+    tokenizer = open_tokenizer(make_tiny_base(tmp_path / "base"), cache_dir=tmp_path / "cache")
+    path = write_rows(tmp_path / "training.jsonl", 3)
+
+    def corpus(method, context=512):
+        spec = TrainSpec(base_model="tiny", method=method, **PLAIN)
+        return corpus_of(path, tokenizer, spec, context=context, param="training_file")
+
+    return corpus
+
+
+def longest(corpus):
+    return max(len(row.ids) for row in corpus)
+
+
+def test_every_row_wears_its_methods_template(read):
+    plain, front = read(LoraSpec()), read(PromptTuningSpec(num_virtual_tokens=5))
+    parted = read(PTuningSpec(template="{v:1}ab{input}{v:2}{target}"))
+    assert longest(front) == longest(plain) + 5
+    assert longest(parted) == longest(plain) + 5
+    for row, bare in zip(parted, plain, strict=True):
+        assert [i for i in row.ids.tolist() if i < 0] == [-1, -2, -3]
+        assert int(row.learned.sum()) == int(bare.learned.sum())
+        assert row.ids[row.learned].tolist() == bare.ids[bare.learned].tolist()
+
+
+@pytest.mark.parametrize(
+    ("method", "takes"),
+    [(LoraSpec(), 0), (PromptTuningSpec(num_virtual_tokens=6), 6), (PrefixTuningSpec(num_virtual_tokens=6), 6)],
+)
+def test_virtual_tokens_and_prefixes_take_their_room_of_the_context(read, method, takes):
+    needed = longest(read(LoraSpec())) + takes
+    read(method, context=needed)
+    with pytest.raises(UnusableFileError, match="tokens; at most"):
+        read(method, context=needed - 1)
