@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from test_laws import apart
 from test_peft_files import ours, theirs
 from test_peft_low_rank import asked, stirred
-from torch import nn
 from transformers import AutoModelForCausalLM
 
 from core import merge
 from core.base.facts import facts_of
+from core.base.nf4 import quantise_linears
 from core.model import RoutedModel
 
 
@@ -70,36 +70,22 @@ def test_a_layer_that_is_not_there_is_named(tmp_path, new_base, new_facts, new_l
         merge.write(new_base(), effect, tmp_path)
 
 
-class Coarse(nn.Linear):
-    """A layer whose weight is kept in eighths, as a quantised one would be."""
-
-    def dequantised(self):
-        return (self.weight * 8).round() / 8
-
-    def forward(self, x):
-        return nn.functional.linear(x, self.dequantised(), self.bias)
-
-
-def coarse(base):
-    for name, module in list(base.named_modules()):
-        if type(module) is nn.Linear and module is not base.get_output_embeddings():
-            parent, _, leaf = name.rpartition(".")
-            layer = Coarse(module.in_features, module.out_features, bias=module.bias is not None)
-            layer.load_state_dict(module.state_dict())
-            setattr(base.get_submodule(parent), leaf, layer)
+def in_4_bits(base):
+    quantise_linears(base, head=base.get_output_embeddings(), device=base.device, dtype=torch.float32)
     return base
 
 
-@pytest.mark.parametrize("kind", ["patterns", "dora", "pissa"])
-def test_beside_a_quantised_base_it_is_the_dequantised_weight_that_counts(kind, tmp_path, new_base, new_lora):
-    base = coarse(new_base())
+@pytest.mark.parametrize("kind", ["patterns", "dora", "pissa", "embeddings"])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_beside_a_base_in_4_bits_it_is_the_dequantised_weight_that_counts(family, kind, tmp_path, new_base, new_lora):
+    base = in_4_bits(new_base(family))
     facts = facts_of(base)
     effect = stirred(new_lora(facts, **asked(kind, facts))).effect()
-    merge.write(base, effect, tmp_path / "coarse", dtype=torch.float32)
-    merge.write(new_base(), effect, tmp_path / "fine", dtype=torch.float32)
+    merge.write(base, effect, tmp_path / "4 bit", dtype=torch.float32)
+    merge.write(new_base(family), effect, tmp_path / "16 bit", dtype=torch.float32)
     model = RoutedModel(base)
     here = ours(model, effect)
-    assert apart(theirs(opened(tmp_path / "coarse")), here) < 1e-5
+    assert apart(theirs(opened(tmp_path / "4 bit")), here) < 1e-5
     assert apart(ours(model, model.resident(replace(effect, norm={}))), here) < 1e-5
     # The control: added to the weight as it was before it was quantised, it is another model.
-    assert apart(theirs(opened(tmp_path / "fine")), here) > 1e-3
+    assert apart(theirs(opened(tmp_path / "16 bit")), here) > 1e-3
