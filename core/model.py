@@ -16,6 +16,7 @@ from core.effects import Effect, KVPrefix, LowRank, SoftPrompt
 from core.linear import OUTSIDE, Head, RoutedLinear, Switchboard, flight_of
 from core.ops.pool import RankPool
 from core.routing import Routing, resident, tensors_of
+from core.specs.template import Layout
 
 # Families whose laws the tests hold. Another one may need only a line here, but a family that hides something from
 # its attention function (sinks, shared or latent keys) would be silently wrong, so it must be tried first.
@@ -206,13 +207,7 @@ class RoutedModel(nn.Module):
                 hidden = self.base.config.hidden_size
                 if prompt.shape[1] != hidden:
                     raise ValueError(f"the soft prompt is {prompt.shape[1]} wide, the base model {hidden}")
-                ids = effect.layout.around(())
-                words = self.base.get_input_embeddings().num_embeddings
-                if outside := [i for i in ids if not -prompt.shape[0] <= i < words]:
-                    raise ValueError(
-                        f"the template has id {outside[0]}; the soft prompt has {prompt.shape[0]} virtual tokens, "
-                        f"the base model {words} words"
-                    )
+                self._check_layout(effect.layout, prompt.shape[0])
             case KVPrefix(keys, values):
                 cache = KVCache.for_model(self, 1, 1).keys.shape
                 mine, own = (cache[0], cache[2], cache[4]), (keys.shape[0], keys.shape[2], keys.shape[3])
@@ -220,6 +215,16 @@ class RoutedModel(nn.Module):
                     raise ValueError(f"the prefix has (layers, kv_heads, width) {own}, the base model {mine}")
         if not all(bool(torch.isfinite(t).all()) for t in tensors_of(effect)):
             raise ValueError("the adapter holds NaN or infinity; it would spoil the rows beside its own")
+
+    def _check_layout(self, layout: Layout, virtual: int) -> None:
+        table = self.base.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        words = table.num_embeddings
+        if outside := [i for i in layout.around(()) if not -virtual <= i < words]:
+            raise ValueError(
+                f"the template has id {outside[0]}; the soft prompt has {virtual} virtual tokens, "
+                f"the base model {words} words"
+            )
 
     def _check_site(self, name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
         if name not in self.sites:
