@@ -6,6 +6,7 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Path, Query, Request
 
 from api import errors
+from api.generation_request import GenerationRequest
 from api.inference import Target
 from api.resources import Resources, resources_of
 from core.records import adapters, datasets, jobs
@@ -55,15 +56,21 @@ OwnedModel = Annotated[Model, Depends(_owned_model)]
 def find_model(resources: Resources, account: Account, name: str) -> Model:
     """What a model's name means to the account. Raises ClientError 404. Blocking."""
     with resources.database.session() as session:
-        model = adapters.resolve(session, account, name, base_models=resources.settings.base_models)
+        model = adapters.resolve(session, account, name, base_models=resources.settings.base_names)
     if model is None:
         raise errors.model_not_found(name)
     return model
 
 
-async def target_of(request: Request, name: str) -> Target:
-    """What an engine is to be asked for, for a model's name. Raises ClientError 404."""
+async def target_of(request: Request, asked: GenerationRequest) -> Target:
+    """What an engine is to be asked for, for the model that a request names. Raises ClientError 404.
+
+    An adapter is served on the base that it was trained on, unless the request chooses.
+    """
+    name = asked.model
     model = await run_sync(find_model, resources_of(request), request.state.account, name)
+    precision = asked.base_precision or model.base_precision
     if model.adapter_id is None or model.sha256 is None:
-        return Target(name, model.base_model, None)
-    return Target(name, model.base_model, AdapterRef(id=model.adapter_id, sha256=model.sha256), model.members)
+        return Target(name, model.base_model, None, precision)
+    adapter = AdapterRef(id=model.adapter_id, sha256=model.sha256)
+    return Target(name, model.base_model, adapter, precision, model.members)

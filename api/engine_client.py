@@ -11,9 +11,10 @@ import structlog
 from pydantic import ValidationError
 
 from api import errors
-from api.engine_directory import EngineDirectory
+from api.engine_directory import EngineDirectory, precision_of
 from core.records.tables import Presence
 from core.specs.generation import Frame, FrameError, GenerateSpec, MeasureSpec
+from core.specs.inspection import Inspected, InspectSpec
 
 log = structlog.get_logger()
 
@@ -22,6 +23,7 @@ MAX_FRAME_BYTES = 4 << 20
 # An engine on a busy CPU may need long for a long prompt, but it is silent for a minute only when it is lost.
 TIMEOUT = httpx.Timeout(60.0, connect=2.0)
 MEASURE_TIMEOUT = httpx.Timeout(120.0, connect=2.0)
+INSPECT_TIMEOUT = httpx.Timeout(300.0, connect=2.0)
 RETURN_S = 30.0  # how long a stream that has begun waits for an engine to come back
 LOOK_S = 0.25
 MAX_TRIES = 2  # engines that a new request is offered to
@@ -110,7 +112,7 @@ class EngineClient:
 
     async def measure(self, spec: MeasureSpec) -> dict[str, Any] | None:
         """How long a dataset's examples are, as MeasureSpec says; None where no engine can tell now."""
-        for engine in await self.directory.choices(spec.base_model, None):
+        for engine in await self.directory.choices(spec.base_model, None, precision=None):
             try:
                 answer = await self._http.post(
                     f"{engine.url}/measure", json=spec.model_dump(mode="json"), timeout=MEASURE_TIMEOUT
@@ -124,6 +126,24 @@ class EngineClient:
                 self.directory.failed(engine)
         return None
 
+    async def inspect(self, spec: InspectSpec) -> Inspected:
+        """What a stranger's adapter is, as InspectSpec says. Raises ClientError: what an engine refuses, or 503."""
+        for engine in await self.directory.choices(spec.base_model, None, precision=spec.base_precision):
+            try:
+                answer = await self._http.post(
+                    f"{engine.url}/inspect", json=spec.model_dump(mode="json"), timeout=INSPECT_TIMEOUT
+                )
+                if answer.status_code == httpx.codes.OK:
+                    return Inspected.model_validate_json(answer.content)
+                problem = _refusal(answer.status_code, answer.content)
+                if isinstance(problem, errors.ClientError):
+                    raise problem
+                log.warning("inspect.refused", status=answer.status_code)
+            except (httpx.HTTPError, ValidationError) as error:
+                log.warning("inspect.failed", error=type(error).__name__)
+                self.directory.failed(engine)
+        raise errors.overloaded("No engine is ready to read this adapter.", code="engine_unavailable", wait_s=5)
+
     async def _on_any(
         self, spec: GenerateSpec, progress: _Progress, *, is_patient: bool
     ) -> AsyncGenerator[Frame, None]:
@@ -132,7 +152,7 @@ class EngineClient:
         A new request passes by a busy engine for one other, once. One that has begun waits for an engine to return.
         """
         deadline = anyio.current_time() + (self._return_s if is_patient else 0.0)
-        problem = errors.overloaded("No engine is ready to answer for this model.", code="engine_unavailable", wait_s=5)
+        problem: errors.ClientError | None = None
         passed: set[str] = set()
         while is_patient or len(passed) < MAX_TRIES:
             engine = await self._next(spec, passed, is_patient=is_patient)
@@ -159,12 +179,28 @@ class EngineClient:
             else:
                 self.directory.answered(engine)
                 return
-        raise problem
+        raise problem or await self._without_engine(spec)
 
     async def _next(self, spec: GenerateSpec, passed: set[str], *, is_patient: bool) -> Presence | None:
         adapter_id = spec.adapter.id if spec.adapter else None
-        engines = await self.directory.choices(spec.base_model, adapter_id, is_awake=is_patient)
+        engines = await self.directory.choices(
+            spec.base_model, adapter_id, precision=spec.base_precision, is_awake=is_patient
+        )
         return next((engine for engine in engines if engine.id not in passed), None)
+
+    async def _without_engine(self, spec: GenerateSpec) -> errors.ClientError:
+        """What a request meets that no engine took: none serves its base model, or none in its precision."""
+        serving = {precision_of(e) for e in await self.directory.choices(spec.base_model, None, precision=None)}
+        if not serving or spec.base_precision in serving:
+            return errors.overloaded(
+                "No engine is ready to answer for this model.", code="engine_unavailable", wait_s=5
+            )
+        return errors.overloaded(
+            f"No engine that serves {spec.base_model} in {spec.base_precision} is ready; "
+            f"base_precision may choose {', '.join(sorted(serving))}.",
+            code="precision_unavailable",
+            wait_s=5,
+        )
 
     async def _on_one(self, engine: Presence, spec: GenerateSpec, progress: _Progress) -> AsyncGenerator[Frame, None]:
         """One engine's answer. Raises one of the three errors above, or the ClientError of a refusal."""

@@ -1,4 +1,4 @@
-"""Which engine is to answer: alive, ready, of the right base model, preferably one that has worn the adapter before."""
+"""Which engine is to answer: alive, ready, of the right base model and precision; first who wore the adapter before."""
 
 import hashlib
 import time
@@ -31,17 +31,21 @@ class EngineDirectory:
         self._read_at = float("-inf")
         self._rests: dict[tuple[str, float], _Rest] = {}
 
-    async def choices(self, base_model: str, adapter_id: str | None, *, is_awake: bool = False) -> list[Presence]:
+    async def choices(
+        self, base_model: str, adapter_id: str | None, *, precision: str | None = "bf16", is_awake: bool = False
+    ) -> list[Presence]:
         """Ready engines, the preferred first, the resting last or, with is_awake, not at all.
+
+        precision: of the base model as they have opened it; None takes them all.
 
         Every API process comes to the same order.
         """
         is_fresh = self._clock() - self._read_at <= FRESH_S
-        ready = self._ready(base_model) if is_fresh else []
+        ready = self._ready(base_model, precision) if is_fresh else []
         if not ready:  # that there is none is never believed without a look
             self._engines = await run_sync(self._read)
             self._read_at = self._clock()
-            ready = self._ready(base_model)
+            ready = self._ready(base_model, precision)
         now = self._clock()
         if is_awake:
             ready = [engine for engine in ready if not self._rests_at(engine, now)]
@@ -59,9 +63,14 @@ class EngineDirectory:
         """It works: forget its failures."""
         self._rests.pop(_life(engine), None)
 
-    def _ready(self, base_model: str) -> list[Presence]:
+    def _ready(self, base_model: str, precision: str | None) -> list[Presence]:
         return [
-            engine for engine in self._engines if engine.is_ready and engine.base_model == base_model and engine.url
+            engine
+            for engine in self._engines
+            if engine.is_ready
+            and engine.base_model == base_model
+            and engine.url
+            and precision in (None, precision_of(engine))
         ]
 
     def _rests_at(self, engine: Presence, now: float) -> bool:
@@ -74,6 +83,11 @@ class EngineDirectory:
         known = {_life(engine) for engine in found}
         self._rests = {life: rest for life, rest in self._rests.items() if life in known}
         return found
+
+
+def precision_of(engine: Presence) -> str:
+    """What it has opened its base model in; one that does not say so is of a version that knew only 16 bits."""
+    return str(engine.details.get("base_precision", "bf16"))
 
 
 def _life(engine: Presence) -> tuple[str, float]:

@@ -224,6 +224,8 @@ def _param(problem: Mapping[str, Any], body: object) -> str | None:
         elif not (problem["type"] == "missing" and step is steps[-1]):
             continue
         path.append(name(str(step)))
+    if problem["type"] == "union_tag_invalid":
+        path.append(str(problem["ctx"]["discriminator"]).strip("'"))
     return ".".join(path) or None
 
 
@@ -231,7 +233,7 @@ def _words(problem: Mapping[str, Any]) -> str:
     context = problem.get("ctx", {})
     match problem["type"]:
         case "union_tag_invalid":
-            return f"{context['discriminator']} must be one of {context['expected_tags']}"
+            return f"must be one of {context['expected_tags']}"
         case "missing":
             return "this field is required"
         case "extra_forbidden":

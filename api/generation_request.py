@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pydantic_core import PydanticCustomError
 
 from core.specs.generation import ChatMessage, SamplingSpec
+from core.specs.method import BasePrecision
 from core.specs.spec import Spec
 
 MAX_MESSAGES = 256
@@ -71,6 +72,7 @@ class GenerationRequest(BaseModel):
     stop: StopText | Annotated[tuple[StopText, ...], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    base_precision: BasePrecision | None = None
 
     @model_validator(mode="before")
     @classmethod

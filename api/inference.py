@@ -21,6 +21,7 @@ from api.vote import Ballot, winner
 from core.records import usage
 from core.records.accounts import Account
 from core.specs.generation import AdapterRef, ChatMessage, FinishReason, GenerateSpec, SamplingSpec
+from core.specs.method import BasePrecision
 
 Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
 OnText = Callable[["Row", str], Awaitable[None]]
@@ -36,6 +37,7 @@ class Target:
     name: str
     base_model: str
     adapter: AdapterRef | None
+    base_precision: BasePrecision = "bf16"
     members: int = 1
 
 
@@ -147,6 +149,7 @@ class Inference:
         return GenerateSpec(
             request_id=f"{self.request_id}-{index}",
             base_model=self.target.base_model,
+            base_precision=self.target.base_precision,
             adapter=self.target.adapter,
             sampling=sampling,
             **_continued(prompt),

@@ -113,11 +113,11 @@ def _start(resources: Resources, account: Account, base_model: str, name_or_id: 
 
 
 def _context(resources: Resources, base_model: str) -> int:
-    """Tokens of the longest row, as the engine that started last says; before any has, as the settings say."""
+    """Tokens of the longest row, as the ready engine that started last says; before any has, as the settings say."""
     newest = (
         select(Presence.details)
         .where(Presence.role == "engine", Presence.base_model == base_model)
-        .order_by(Presence.started_at.desc())
+        .order_by(Presence.is_ready.desc(), Presence.started_at.desc())
         .limit(1)
     )
     with resources.database.session() as session:

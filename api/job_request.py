@@ -96,6 +96,8 @@ class JobRequest(Spec):
         """The method, wherever it was written. Raises ClientError 400 where two places disagree."""
         if self.method is None:
             return self.peft or LoraSpec()
+        if self.peft and self.method.section is None and self.method.type == self.peft.type:
+            return self.peft
         where = "method.supervised.peft" if self.method.supervised else f"method.{self.method.type}"
         return _agreed(self.peft, self.method.spec(), "peft", where) or LoraSpec()
 

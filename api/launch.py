@@ -90,7 +90,7 @@ def build(settings: Settings, tell: Callable[[str], None]) -> House:
     data_dir = settings.data_dir.resolve()
     (data_dir / "valkey").mkdir(mode=0o700, exist_ok=True)
     return House(
-        (broker, [processes.api(settings)], [processes.trainer(settings), processes.engine(settings)]),
+        (broker, [processes.api(settings)], [processes.trainer(settings), *processes.engines(settings)]),
         logs=data_dir / "logs",
         environment={**os.environ, "GRAFT_DATA_DIR": str(data_dir)},
         tell=tell,

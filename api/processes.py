@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.settings import Settings
@@ -32,12 +32,16 @@ QUIET_THREADS = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "10000"}  # idl
 
 @dataclass(frozen=True)
 class Process:
-    """What one process is started with. grace_s lies between asking it to stop and killing it."""
+    """What one process is started with. grace_s lies between asking it to stop and killing it.
+
+    environment: for want of others' words, the house's among them; own: against them.
+    """
 
     name: str
     argv: tuple[str, ...]
     grace_s: float
     environment: Mapping[str, str] = field(default_factory=dict)
+    own: Mapping[str, str] = field(default_factory=dict)
 
 
 def api(settings: Settings, python: str = sys.executable) -> Process:
@@ -59,9 +63,23 @@ def trainer(settings: Settings, python: str = sys.executable) -> Process:
     return Process("trainer", argv, grace_s=settings.drain_s + 10.0, environment=QUIET_THREADS)
 
 
-def engine(settings: Settings, python: str = sys.executable) -> Process:  # noqa: ARG001  # as its siblings
-    """The process that generates text with this machine's base model."""
-    return Process("engine", (python, "-m", "worker.engine.main"), grace_s=30.0, environment=QUIET_THREADS)
+def engine(settings: Settings, python: str = sys.executable, *, precision: str | None = None) -> Process:
+    """The process that generates text with this machine's base model, in this precision or the settings' own."""
+    precision = precision or settings.engine_precision
+    own = {"GRAFT_ENGINE_PRECISION": precision}
+    argv = (python, "-m", "worker.engine.main")
+    return Process("engine", argv, grace_s=30.0, environment=QUIET_THREADS, own=own)
+
+
+def engines(settings: Settings, python: str = sys.executable) -> list[Process]:
+    """One for each of engine_precisions. The first listens where the settings say, the others on any free port."""
+    first, *others = dict.fromkeys(settings.engine_precisions)
+    elsewhere = {"GRAFT_ENGINE_PORT": "0", "GRAFT_ENGINE_URL": ""}
+    beside = [engine(settings, python, precision=other) for other in others]
+    return [
+        engine(settings, python, precision=first),
+        *(replace(e, name=f"engine-{o}", own={**e.own, **elsewhere}) for e, o in zip(beside, others, strict=True)),
+    ]
 
 
 def valkey(settings: Settings) -> Process:
@@ -99,7 +117,7 @@ class Child:
     def __init__(self, process: Process, log: Path, environment: Mapping[str, str]) -> None:
         self.process = process
         self.log = log
-        self._environment = {**process.environment, **environment, "PYTHONUNBUFFERED": "1"}
+        self._environment = {**process.environment, **environment, **process.own, "PYTHONUNBUFFERED": "1"}
         self._popen: subprocess.Popen[bytes] | None = None
         self._born_at = 0.0
         self._start_at = 0.0  # when dead: the time from which it may be started again

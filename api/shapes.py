@@ -143,6 +143,7 @@ def model(row: Model, account: Account) -> Shape:
         "shutdown_date": None,
         "parent": None if is_base else row.base_model,
         "peft_type": row.peft_type,
+        "base_precision": row.base_precision,
         "adapter_id": row.adapter_id,
         "fine_tuning_job_id": row.job_id,
     }
@@ -158,8 +159,12 @@ def adapter(row: Adapter) -> Shape:
         "base_model": row.base_model,
         "peft_type": row.peft_type,
         "fine_tuning_job_id": row.job_id,
+        "origin": row.details.get("origin", "training"),
+        "base_precision": row.details.get("base_precision"),
+        "parameters": row.details.get("parameters"),
         "bytes": row.size_bytes,
         "sha256": row.blob_sha256,
+        "warnings": row.details.get("warnings", []),
         "details": row.details,
     }
 

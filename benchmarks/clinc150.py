@@ -37,7 +37,7 @@ def main() -> int:
         key = (settings.data_dir / "admin.key").read_text().strip()
         client = OpenAI(api_key=key, base_url=f"{address}/v1", timeout=600.0)
         base = settings.default_base_model
-        before = accuracy(client, base, held_out, intents)
+        before, untold = accuracy(client, base, held_out, intents), accuracy(client, base, held_out)
         file = client.files.create(file=("clinc150.jsonl", BytesIO(as_chat(train))), purpose="fine-tune")
         began = time.monotonic()
         job = client.fine_tuning.jobs.create(
@@ -57,6 +57,7 @@ def main() -> int:
         "training_rows": len(train),
         "held_out_rows": len(held_out),
         "accuracy_before": before,
+        "accuracy_before_without_the_list_of_intents": untold,
         "accuracy_after": after,
         "seconds": seconds,
         "trained_tokens": done.trained_tokens,
@@ -93,7 +94,7 @@ def rows(path: Path, n_intents: int, n_rows: int, n_held_out: int) -> tuple[list
 
 
 def messages(text: str, intents: Iterable[str] = ()) -> list[dict[str, str]]:
-    """What is asked. The base is told the intents, since it cannot know them; an adapter has learned them."""
+    """What is asked. The base is told the intents too, since it cannot know them; an adapter has learned them."""
     names = ", ".join(name.replace("_", " ") for name in intents)
     asked = "Name the intent of the text." + (f" Answer with one of: {names}." if names else "")
     return [{"role": "system", "content": asked}, {"role": "user", "content": text}]

@@ -5,8 +5,9 @@ inputs and outputs, R rank, P virtual tokens, L layers, K key/value heads, D hea
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from core.specs.template import Layout
@@ -14,12 +15,22 @@ from core.specs.template import Layout
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """Adds scale * (x Aᵀ Bᵀ) to the output of each named site. Hu et al. 2021, arXiv:2106.09685, section 4.1."""
+    """Adds scale * (x Aᵀ Bᵀ) to the output of each named site. Hu et al. 2021, arXiv:2106.09685, section 4.1.
+
+    A site that is a table of embeddings has token ids for inputs: I is V, and column v of A belongs to token v. A site
+    with a magnitude is DoRA's (Liu et al. 2024, arXiv:2402.09353, section 4.1): its sum, the bias left out, is
+    multiplied by magnitude / norm.
+    """
 
     a: Mapping[str, Tensor]  # site -> [R, I]; the rank may differ from site to site
     b: Mapping[str, Tensor]  # site -> [O, R]
     scale: Mapping[str, float]  # site -> alpha / rank, or what the method says
     dropout: float = 0.0  # of x, while training
+    tables: frozenset[str] = frozenset()  # the sites that are tables of embeddings
+    magnitude: Mapping[str, Tensor] = field(default_factory=dict)  # site -> [O]
+    # site -> [O]: length of each row of W + scale * BA, a constant to the gradient. A file does not hold it; who has
+    # the base model's weights measures it (RoutedModel.resident).
+    norm: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +55,15 @@ class KVPrefix:
 
     keys: Tensor  # [L, P, K, D], as they enter the cache: never rotated here
     values: Tensor  # [L, P, K, D]
+
+
+def norm_of(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """The length of each row of weight + scale * b a, without gradients: [O] of [O, I], [R, I] and [O, R], in fp32."""
+    with torch.no_grad():
+        summed = torch.addmm(weight, b.float(), a.float(), alpha=scale)
+        # A row of nothing but zeros stays one, whatever its gain: it must not become NaN.
+        norm: Tensor = torch.linalg.vector_norm(summed, dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        return norm
 
 
 Effect = LowRank | SoftPrompt | KVPrefix

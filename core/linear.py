@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from core.base.facts import site_of
 from core.effects import LowRank
-from core.ops.grouped import add_low_rank, add_masked
+from core.ops.grouped import add_low_rank, add_masked, rescale
 from core.ops.plain import Span
 from core.ops.pool import RankPool
 from core.routing import Routing, is_live
@@ -30,6 +31,7 @@ class Flight:
     pool: RankPool | None = None  # serves the short ones
     tokens: Tensor | None = None  # [n] which tokens are short; None is all
     mask: Tensor | None = None  # [n, R]
+    scaled: tuple[Span, ...] = ()  # those of either kind whose effect has magnitudes
 
 
 @dataclass(eq=False)
@@ -47,6 +49,12 @@ class RoutedLinear(nn.Module):
         super().__init__()
         self.site, self.base, self._board = site, base, board
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """I and O."""
+        site = site_of(self.site, self.base)
+        return site.width_in, site.width_out
+
     def forward(self, x: Tensor) -> Tensor:
         """X [1, N, I] to [1, N, O]."""
         flight = self._board.flight
@@ -61,6 +69,9 @@ class RoutedLinear(nn.Module):
             flat_y = add_low_rank(flat_y, dropped, flight.routing.parts(self.site), flight.spans)
         if flight.pool is not None:
             self._add_short(flight, flat_x, flat_y)
+        if flight.scaled:
+            gains = [flight.routing.gain(span.slot, self.site) for span in flight.scaled]
+            flat_y = rescale(flat_y, getattr(self.base, "bias", None), flight.scaled, gains)
         return flat_y.view(y.shape)
 
     def _add_short(self, flight: Flight, x: Tensor, y: Tensor) -> None:
@@ -78,18 +89,19 @@ class RoutedLinear(nn.Module):
 def flight_of(routing: Routing, starts: tuple[int, ...], pool: RankPool) -> Flight:
     """What one forward's linear layers need. With gradients every span is a product of its own."""
     spans = routing.spans(starts)
+    scaled = tuple(s for s in spans if _low_rank(routing, s.slot).magnitude)
     if torch.is_grad_enabled():
-        return Flight(routing, starts, spans)
+        return Flight(routing, starts, spans, scaled=scaled)
     short = [s for s in spans if s.stop - s.start < FEW and _is_poolable(routing, s.slot, pool)]
     if not short:
-        return Flight(routing, starts, spans)
+        return Flight(routing, starts, spans, scaled=scaled)
     long = [s for s in spans if s not in short]
     worn: dict[int, LowRank] = {n: _low_rank(routing, s.slot) for s in short for n in range(s.start, s.stop)}
     pool.hold(list({id(e): e for e in worn.values()}.values()))
     if not long and starts[-1] <= MANY:
-        return Flight(routing, starts, [], pool, None, pool.mask([worn.get(n) for n in range(starts[-1])]))
+        return Flight(routing, starts, [], pool, None, pool.mask([worn.get(n) for n in range(starts[-1])]), scaled)
     tokens = torch.tensor(list(worn), device=pool.device)
-    return Flight(routing, starts, long, pool, tokens, pool.mask(list(worn.values())))
+    return Flight(routing, starts, long, pool, tokens, pool.mask(list(worn.values())), scaled)
 
 
 def _is_poolable(routing: Routing, slot: int, pool: RankPool) -> bool:

@@ -2,21 +2,23 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.pytorch_utils import Conv1D
 
 from core.attention import NAME, RaggedBatch
+from core.base.facts import linears_of
+from core.base.nf4 import dense_weight
 from core.cache import KVCache
-from core.effects import Effect, KVPrefix, LowRank, SoftPrompt
+from core.effects import Effect, KVPrefix, LowRank, SoftPrompt, norm_of
+from core.fitting import Shape, check
 from core.linear import OUTSIDE, Head, RoutedLinear, Switchboard, flight_of
+from core.ops.plain import Span
 from core.ops.pool import RankPool
-from core.routing import Routing, resident, tensors_of
-from core.specs.template import Layout
+from core.routing import Routing, resident
 
 # Families whose laws the tests hold. Another one may need only a line here, but a family that hides something from
 # its attention function (sinks, shared or latent keys) would be silently wrong, so it must be tried first.
@@ -94,22 +96,28 @@ class RoutedModel(nn.Module):
         self.checkpointing = checkpointing
         self._board = Switchboard()
         self.sites = self._route()
+        self.shape = self._shape()
         self._pool = RankPool(device=self.device, dtype=self.dtype)
         if checkpointing:
             self._checkpoint()
 
     def _route(self) -> dict[str, RoutedLinear]:
-        head = self.base.get_output_embeddings()  # type: ignore[no-untyped-call]
-        found = {
-            name: module
-            for name, module in self.base.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head
-        }
-        sites = {name: RoutedLinear(name, module, self._board) for name, module in found.items()}
+        sites = {name: RoutedLinear(name, module, self._board) for name, module in linears_of(self.base).items()}
         for name, site in sites.items():
             parent, _, leaf = name.rpartition(".")
             setattr(self.base.get_submodule(parent), leaf, site)
         return sites
+
+    def _shape(self) -> Shape:
+        table = self.base.get_input_embeddings()
+        assert isinstance(table, nn.Embedding)
+        name = next(name for name, module in self.base.named_modules() if module is table)
+        cache = KVCache.for_model(self, 1, 1).keys.shape
+        return Shape(
+            {name: site.widths for name, site in self.sites.items()},
+            (name, table.num_embeddings, table.embedding_dim),
+            (cache[0], cache[2], cache[4]),
+        )
 
     def _checkpoint(self) -> None:
         self.base.activation_checkpointing_enable({"use_reentrant": False})
@@ -150,6 +158,14 @@ class RoutedModel(nn.Module):
             yield
         finally:
             self._board.routing = self._board.flight = None
+
+    @contextmanager
+    def bare(self, starts: tuple[int, ...]) -> Iterator[None]:
+        """Inside this, parts of the base may be called by themselves, on bare rows of these B + 1 bounds."""
+        routing = Routing.of_rows([None] * (len(starts) - 1))
+        with self.wearing(routing):
+            self._board.flight = flight_of(routing, starts, self._pool)
+            yield
 
     def forward(self, rows: Rows, cache: KVCache | None = None) -> Tensor:
         """The hidden states of every token, after the final norm: [N, H].
@@ -195,44 +211,21 @@ class RoutedModel(nn.Module):
 
         """
         self.check(effect)
+        if isinstance(effect, LowRank) and effect.magnitude:
+            effect = self._measured(effect)
         return resident(effect, device=self.device, dtype=self.dtype)
+
+    def _measured(self, effect: LowRank) -> LowRank:
+        """With the norms that its magnitudes are held against, where a file did not hold them."""
+        found = {
+            site: norm_of(dense_weight(self.sites[site].base), effect.a[site], effect.b[site], effect.scale[site])
+            for site in effect.magnitude.keys() - effect.norm.keys()
+        }
+        return replace(effect, norm={**effect.norm, **found})
 
     def check(self, effect: Effect) -> None:
         """Raise ValueError if an effect does not fit this base model, or is not finite."""
-        match effect:
-            case LowRank(a, b):
-                for name in a:
-                    self._check_site(name, tuple(a[name].shape), tuple(b[name].shape))
-            case SoftPrompt(prompt):
-                hidden = self.base.config.hidden_size
-                if prompt.shape[1] != hidden:
-                    raise ValueError(f"the soft prompt is {prompt.shape[1]} wide, the base model {hidden}")
-                self._check_layout(effect.layout, prompt.shape[0])
-            case KVPrefix(keys, values):
-                cache = KVCache.for_model(self, 1, 1).keys.shape
-                mine, own = (cache[0], cache[2], cache[4]), (keys.shape[0], keys.shape[2], keys.shape[3])
-                if own != mine or values.shape != keys.shape:
-                    raise ValueError(f"the prefix has (layers, kv_heads, width) {own}, the base model {mine}")
-        if not all(bool(torch.isfinite(t).all()) for t in tensors_of(effect)):
-            raise ValueError("the adapter holds NaN or infinity; it would spoil the rows beside its own")
-
-    def _check_layout(self, layout: Layout, virtual: int) -> None:
-        table = self.base.get_input_embeddings()
-        assert isinstance(table, nn.Embedding)
-        words = table.num_embeddings
-        if outside := [i for i in layout.around(()) if not -virtual <= i < words]:
-            raise ValueError(
-                f"the template has id {outside[0]}; the soft prompt has {virtual} virtual tokens, "
-                f"the base model {words} words"
-            )
-
-    def _check_site(self, name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
-        if name not in self.sites:
-            raise ValueError(f"no layer named {name!r}; this base model has {sorted(self.sites)[:8]} and so on")
-        base = self.sites[name].base
-        width_in, width_out = (base.nx, base.nf) if isinstance(base, Conv1D) else (base.in_features, base.out_features)
-        if (a[1], b[0]) != (width_in, width_out) or a[0] != b[1]:
-            raise ValueError(f"{name}: A {a} and B {b} do not fit a layer of {width_in} inputs and {width_out} outputs")
+        check(effect, self.shape)
 
     def _run(self, rows: Rows, routing: Routing, batch: RaggedBatch) -> Tensor:
         self._board.flight = flight_of(routing, rows.starts, self._pool)
@@ -248,7 +241,8 @@ class RoutedModel(nn.Module):
 
     def _embedded(self, rows: Rows, routing: Routing) -> Tensor:
         """[N, H]: words from the table, virtual tokens from each row's own prompt."""
-        words: Tensor = self.base.get_input_embeddings()(rows.ids.clamp(min=0))
+        ids = rows.ids.clamp(min=0)
+        words = self._reworded(self.base.get_input_embeddings()(ids), ids, routing.spans(rows.starts), routing)
         is_virtual = rows.ids < 0
         if not bool(is_virtual.any()):
             return words
@@ -263,6 +257,20 @@ class RoutedModel(nn.Module):
             if not isinstance(effect, SoftPrompt) or int(wanted.max()) >= count:
                 raise ValueError(f"row {row} has virtual token {int(wanted.max())}, its soft prompt {count} tokens")
             words = words.index_copy(0, here, effect.prompt[wanted].to(words.dtype))
+        return words
+
+    def _reworded(self, words: Tensor, ids: Tensor, spans: Sequence[Span], routing: Routing) -> Tensor:
+        """The words [N, H] of tokens ids [N], with what low-rank rows learned of the table added to theirs."""
+        table = self.shape.table[0]
+        parts = routing.parts(table)
+        # A table may multiply what it holds (Gemma does); what is added to what it holds is multiplied too.
+        factor = getattr(self.base.get_input_embeddings(), "embed_scale", 1.0)
+        for start, stop, slot in spans:
+            part = parts[slot]
+            if part is not None:
+                thin = part.a[:, ids[start:stop]].T  # [n, R]
+                added = (thin @ part.b.T) * (part.scale * factor)
+                words = words.index_add(0, torch.arange(start, stop, device=words.device), added.to(words.dtype))
         return words
 
     def _check_positions(self, rows: Rows) -> None:

@@ -16,11 +16,22 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from core.effects import Effect, Ensemble, KVPrefix, LowRank, SoftPrompt
+from core.methods.adalora import AdaLora
+from core.peft_adalora import adalora, adalora_config, adalora_tensors
 from core.peft_low_rank import low_rank, low_rank_tensors
-from core.peft_virtual import kv_prefix, kv_prefix_tensors, soft_prompt, soft_prompt_tensors
+from core.peft_virtual import (
+    NOTE,
+    kv_prefix,
+    kv_prefix_tensors,
+    soft_prompt,
+    soft_prompt_tensors,
+    template_note,
+    templated_prompt,
+)
 
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
-LIMITS = {CONFIG: 2**20, WEIGHTS: 2**32}  # bytes that a zip's member may unfold to
+TEMPLATE = "graft_template.json"  # of a P-tuned prompt only: where its virtual tokens stand
+LIMITS = {CONFIG: 2**20, WEIGHTS: 2**32, TEMPLATE: 2**20}  # bytes that a zip's member may unfold to
 
 
 class Learned(Protocol):
@@ -40,16 +51,36 @@ def write(method: Learned, folder: Path, base_model: str) -> None:
 
     base_model: what stock peft will look the base up by; our own id for it, or its name on the hub.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    config = method.peft_config()
     with torch.no_grad():
-        tensors = {
-            name: t.detach().float().cpu().contiguous().clone() for name, t in _tensors(_one(method.effect())).items()
-        }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+        effect = _one(method.effect())
+        tensors = _tensors(effect, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    if NOTE in config and isinstance(effect, SoftPrompt):
+        _write_json(folder / TEMPLATE, template_note(effect, config))
+        del config[NOTE]
+    _save(tensors, config, folder, base_model)
+
+
+def write_adalora(method: AdaLora, folder: Path, base_model: str) -> None:
+    """As write, by AdaLoRA's own name: P, Λ and Q apart, as only PEFT's ADALORA reads them."""
+    with torch.no_grad():
+        tensors = adalora_tensors(method)
+    _save(tensors, adalora_config(method), folder, base_model)
+
+
+def _save(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path, base_model: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: t.detach().float().cpu().contiguous().clone() for name, t in tensors.items()}
+    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
     common = {"task_type": "CAUSAL_LM", "base_model_name_or_path": base_model, "inference_mode": True}
-    config = method.peft_config() | common
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config = {**config, **common}
+    _write_json(folder / CONFIG, config)
     (folder / CARD).write_text(_card(config), encoding="utf-8")
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> Effect:
@@ -64,7 +95,8 @@ def read(folder: Path) -> Effect:
     missing = [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"the adapter has no {' and no '.join(missing)}")
-    return _effect((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes())
+    template = (folder / TEMPLATE).read_bytes() if (folder / TEMPLATE).is_file() else None
+    return _effect((folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes(), template)
 
 
 def pack(folder: Path, zip_path: Path) -> None:
@@ -79,7 +111,7 @@ def pack(folder: Path, zip_path: Path) -> None:
 
 
 def read_zip(path: Path, inside: str = "") -> Effect:
-    """As read, out of a zip. Only the two known members are looked at, in memory: no path of the zip is followed.
+    """As read, out of a zip. Only the known members are looked at, in memory: no path of the zip is followed.
 
     inside: what their names begin with, a folder and its slash.
 
@@ -89,7 +121,8 @@ def read_zip(path: Path, inside: str = "") -> Effect:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            return _effect(_member(archive, CONFIG, inside), _member(archive, WEIGHTS, inside))
+            template = _member(archive, TEMPLATE, inside) if inside + TEMPLATE in archive.namelist() else None
+            return _effect(_member(archive, CONFIG, inside), _member(archive, WEIGHTS, inside), template)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"the adapter is not a readable zip: {error}") from error
 
@@ -106,8 +139,8 @@ def _member(archive: zipfile.ZipFile, name: str, inside: str) -> bytes:
     return content
 
 
-def _effect(config_bytes: bytes, weights: bytes) -> Effect:
-    config = _config(config_bytes)
+def _effect(config_bytes: bytes, weights: bytes, template: bytes | None) -> Effect:
+    config = _json(config_bytes, CONFIG)
     kind = config.get("peft_type")
     reader = READERS.get(kind) if isinstance(kind, str) else None
     if reader is None:
@@ -119,20 +152,24 @@ def _effect(config_bytes: bytes, weights: bytes) -> Effect:
     except SafetensorError as error:
         raise ValueError(f"{WEIGHTS} is not a safetensors file: {error}") from error
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or tensor.dim() != 2:  # noqa: PLR2004 - every tensor we know is a matrix
-            raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; a matrix of floats is expected")
+        # Every tensor we know is a matrix, but for the magnitudes of DoRA.
+        form, dim = ("vector", 1) if name.endswith("lora_magnitude_vector") else ("matrix", 2)
+        if not tensor.is_floating_point() or tensor.dim() != dim:
+            raise ValueError(f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; a {form} of floats is expected")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} holds NaN or infinity")
+    if template is not None and kind == "TRAINABLE_TOKENS":
+        config[NOTE] = _json(template, TEMPLATE)
     return reader(config, {name: t.float() for name, t in tensors.items()})
 
 
-def _config(content: bytes) -> dict[str, Any]:
+def _json(content: bytes, name: str) -> dict[str, Any]:
     try:
         config = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{CONFIG} is not JSON: {error}") from error
+        raise ValueError(f"{name} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{CONFIG} holds a {type(config).__name__}; an object is expected")  # noqa: TRY004 - the file is wrong, not a caller
+        raise ValueError(f"{name} holds a {type(config).__name__}; an object is expected")  # noqa: TRY004 - the file is wrong, not a caller
     return config
 
 
@@ -142,9 +179,11 @@ def _refuse_constant(name: str) -> float:
 
 READERS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], Effect]] = {
     "LORA": low_rank,
+    "ADALORA": adalora,
     "PROMPT_TUNING": soft_prompt,
     "P_TUNING": soft_prompt,
     "PREFIX_TUNING": kv_prefix,
+    "TRAINABLE_TOKENS": templated_prompt,
 }
 
 
@@ -154,12 +193,12 @@ def _one(effect: Effect | Ensemble) -> Effect:
     return effect
 
 
-def _tensors(effect: Effect) -> dict[str, Tensor]:
+def _tensors(effect: Effect, config: Mapping[str, Any]) -> dict[str, Tensor]:
     match effect:
         case LowRank():
             return low_rank_tensors(effect)
         case SoftPrompt():
-            return soft_prompt_tensors(effect)
+            return soft_prompt_tensors(effect, config)
         case KVPrefix():
             return kv_prefix_tensors(effect)
 

@@ -66,6 +66,13 @@ class Routing:
             for e in self.effects
         ]
 
+    def gain(self, slot: int, site: str) -> Tensor | None:
+        """What one slot multiplies the output of one site by: [O], or None for nothing."""
+        effect = self.effects[slot]
+        if not isinstance(effect, LowRank) or site not in effect.magnitude:
+            return None
+        return effect.magnitude[site] / effect.norm[site]
+
     def dropped(self, x: Tensor, site: str, starts: Sequence[int]) -> Tensor:
         """The input x [N, I] of one site's low-rank parts, each row at its effect's own rate."""
         wearing = [self._rate(row, site) for row in range(len(self.slot_of_row))]
@@ -97,9 +104,15 @@ def resident(effect: Effect, *, device: torch.device | str, dtype: torch.dtype) 
     with torch.no_grad():
         match effect:
             case LowRank(a, b, scale):
-                folded = {site: (t.float() * scale[site]).to(device, dtype) for site, t in b.items()}
-                ones = dict.fromkeys(a, 1.0)
-                return LowRank({site: t.detach().to(device, dtype, copy=True) for site, t in a.items()}, folded, ones)
+                return LowRank(
+                    {site: t.detach().to(device, dtype, copy=True) for site, t in a.items()},
+                    {site: (t.float() * scale[site]).to(device, dtype) for site, t in b.items()},
+                    dict.fromkeys(a, 1.0),
+                    tables=effect.tables,
+                    # Magnitudes stay in fp32: they multiply what the whole layer says.
+                    magnitude={site: t.detach().float().to(device, copy=True) for site, t in effect.magnitude.items()},
+                    norm={site: t.detach().float().to(device, copy=True) for site, t in effect.norm.items()},
+                )
             case SoftPrompt(prompt, template):
                 return SoftPrompt(prompt.detach().to(device, dtype, copy=True), template)
             case KVPrefix(keys, values):
@@ -120,6 +133,7 @@ def tensors_of(effect: Effect | Ensemble) -> Iterator[Tensor]:
         case LowRank(a, b):
             yield from a.values()
             yield from b.values()
+            yield from effect.magnitude.values()
         case SoftPrompt(prompt):
             yield prompt
         case KVPrefix(keys, values):

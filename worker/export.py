@@ -3,6 +3,7 @@
 The same run writes the same bytes: nothing here depends on the clock, the machine's paths or the attempt.
 """
 
+import functools
 import json
 import os
 import tempfile
@@ -17,22 +18,39 @@ from core.base.load import OpenBase
 from core.effects import members_of
 from core.methods import Method
 from core.specs.assignment import Assignment
-
-FORMAT = 1
-PRECISIONS = {"torch.bfloat16": "bf16", "torch.float32": "fp32"}
+from worker import manifest
+from worker.card import card_of_run
 
 
 def export(
-    method: Method, target: Path, *, assignment: Assignment, base: OpenBase, step: int, metrics: Mapping[str, float]
+    method: Method,
+    target: Path,
+    *,
+    assignment: Assignment,
+    base: OpenBase,
+    rows: int,
+    step: int,
+    metrics: Mapping[str, float],
+    measured: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes the zip target, whole or not at all, in the place of one that was there; returns target."""
+    """Writes the zip target, whole or not at all, in the place of one that was there; returns target.
+
+    rows: of the training file, as the trainer reads it. measured: what is known of it beyond details_of.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    origin = _origin(method, assignment, base, step, metrics)
+    facts = _facts(method, assignment, base) | {
+        "step": step,
+        "metrics": dict(metrics),
+        "dataset": _dataset(assignment, rows),
+        **(measured or {}),
+    }
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as scratch:
         folder, fresh = Path(scratch) / "adapter", Path(scratch) / "adapter.zip"
         adapter_files.write(method, folder, assignment.base.id)
-        (folder / "graft.json").write_text(json.dumps(origin, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        (folder / peft_files.CARD).write_text(_card(origin), encoding="utf-8")
+        config_file = adapter_files.first_folder(folder) / peft_files.CONFIG
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+        (folder / peft_files.CARD).write_text(card_of_run(facts, config), encoding="utf-8")
+        manifest.write(folder, facts)
         peft_files.pack(folder, fresh)
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
@@ -40,53 +58,43 @@ def export(
     return target
 
 
-def details_of(method: Method, base: OpenBase) -> dict[str, str | int | float]:
+def details_of(method: Method, base: OpenBase) -> dict[str, Any]:
     """What the registry keeps of an adapter beside its bytes."""
     with torch.no_grad():
         members = len(members_of(method.effect()))
     return {
+        "origin": "training",
         "parameters": sum(p.numel() for p in method.parameters()),
         "peft_type": str(method.peft_config()["peft_type"]),
         "members": members,
-        "base_precision": method.base_precision,
-        "computed_in": PRECISIONS[str(base.dtype)],
-        "base_revision_sha256": base.revision,
-        "chat_template_sha256": base.template_sha256,
+        **manifest.facts_of_base(base),
     }
 
 
-def _origin(
-    method: Method, assignment: Assignment, base: OpenBase, step: int, metrics: Mapping[str, float]
-) -> dict[str, Any]:
+def _facts(method: Method, assignment: Assignment, base: OpenBase) -> dict[str, Any]:
     return {
-        "format": FORMAT,
+        **details_of(method, base),
         "job_id": assignment.job_id,
         "base_model": assignment.base.id,
-        "step": step,
-        "metrics": dict(metrics),
         "spec": assignment.spec.model_dump(mode="json"),
-        **details_of(method, base),
     }
 
 
-def _card(origin: Mapping[str, Any]) -> str:
-    spec, name = origin["spec"], json.dumps(origin["base_model"])
-    rows = {
-        "base model": f"`{origin['base_model']}` (weights sha256 `{origin['base_revision_sha256']}`)",
-        "base precision": f"{origin['base_precision']}, computed in {origin['computed_in']}",
-        "method": f"`{json.dumps(spec['method'], sort_keys=True)}`",
-        "trained parameters": f"{origin['parameters']:,}",
-        **({"members": f"{origin['members']}, which answer by majority vote"} if origin["members"] > 1 else {}),
-        "step": f"{origin['step']} ({spec['n_epochs']} epochs in all, {spec['batch_size']} rows a step)",
-        **{metric.replace("_", " "): f"{value:.4f}" for metric, value in sorted(origin["metrics"].items())},
-        "chat template": f"sha256 `{origin['chat_template_sha256']}`",
-    }
-    return (
-        f"---\nbase_model: {name}\nlibrary_name: peft\npipeline_tag: text-generation\n---\n\n"
-        f"# A {origin['peft_type']} adapter of {origin['base_model']}\n\n"
-        "| | |\n|---|---|\n"
-        + "".join(f"| {label} | {value} |\n" for label, value in rows.items())
-        + "\nIn the format of Hugging Face PEFT: `PeftModel.from_pretrained(base_model, folder)` loads "
-        + ("it" if origin["members"] == 1 else "each member's folder")
-        + ". Everything that it was trained with stands in `graft.json`.\n"
-    )
+def _dataset(assignment: Assignment, rows: int) -> dict[str, Any]:
+    """The files by id, where it is known, and by content."""
+    training = {"file_id": assignment.training_file_id, "rows": rows, **_file(assignment.training_file)}
+    if assignment.validation_file is None:
+        return {"training_file": training}
+    validation = {"file_id": assignment.validation_file_id, **_file(assignment.validation_file)}
+    return {"training_file": training, "validation_file": validation}
+
+
+def _file(path: Path) -> dict[str, str | int]:
+    stat = path.stat()
+    return _file_once(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _file_once(path: Path, _size_bytes: int, _changed_ns: int) -> dict[str, str | int]:
+    """A run exports several times, and its files may be large."""
+    return manifest.file_facts(path)

@@ -45,6 +45,8 @@ def prepare(work: jobs.Work, held: jobs.Claim, folder: WorkDir, db: Database, se
         base=_base(settings, spec.base_model),
         training_file=_fetched(folder, work.training_file, "training_file"),
         validation_file=_fetched(folder, work.validation_file, "validation_file") if work.validation_file else None,
+        training_file_id=work.training_file.id,
+        validation_file_id=work.validation_file.id if work.validation_file else None,
         init_adapter=_start(folder, spec),
         work_dir=folder.path,
         cache_dir=settings.cache_dir,

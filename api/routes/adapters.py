@@ -1,4 +1,4 @@
-"""/v1/adapters: what a fine-tuning made, as the PEFT zip that other tools read."""
+"""/v1/adapters: what a fine-tuning made, as the PEFT zip that other tools read; and what other tools made, imported."""
 
 import re
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from api import errors, shapes
+from api.adapter_import import imported
 from api.deps import AccountDep, After, Id, ResourcesDep
 from api.guard import Guarded
 from api.resources import Resources
@@ -31,6 +32,12 @@ def list_adapters(
     with resources.database.session() as session, errors.unknown_cursor():
         page = adapters.listed(session, account, after=after, limit=limit)
     return shapes.listed(page, shapes.adapter)
+
+
+@router.post("/import", response_model=None)
+async def import_adapter(request: Request, account: AccountDep, resources: ResourcesDep) -> shapes.Shape:
+    """Keeps an adapter that others made, once an engine of its base model has found nothing wrong with it."""
+    return shapes.adapter(await imported(request, account, resources))
 
 
 @router.get("/{adapter:path}/download", response_model=None)

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/chat/completions", route_class=Guarded)
 @router.post("", response_model=None)
 async def create(request: Request, body: ChatRequest) -> Response:
     """Continues a conversation."""
-    target = await target_of(request, body.model)
+    target = await target_of(request, body)
     messages = tuple(message.message() for message in body.messages)
     chat = _Chat(Inference(request, target, body, [messages]), body)
     return EventStream(chat.stream) if body.stream else WatchedJSON(chat.complete)

@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/completions", route_class=Guarded)
 @router.post("", response_model=None)
 async def create(request: Request, body: CompletionRequest) -> Response:
     """Continues texts, as they stand: no chat template is put around them."""
-    target = await target_of(request, body.model)
+    target = await target_of(request, body)
     completion = _Completion(Inference(request, target, body, body.prompts()), body)
     return EventStream(completion.stream) if body.stream else WatchedJSON(completion.complete)
 

@@ -7,6 +7,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import JSONResponse, Response
 
+from api.engine_directory import precision_of
 from api.resources import Resources, resources_of
 from core.records import presences
 
@@ -39,7 +40,9 @@ def _checks(resources: Resources) -> dict[str, bool]:
         with resources.database.session() as session:
             session.execute(text("SELECT 1"))
             checks["trainer"] = bool(presences.alive(session, "trainer"))
-            checks["engine"] = any(engine.is_ready for engine in presences.alive(session, "engine"))
+            first = resources.settings.engine_precisions[0]  # the others may take their time
+            engines = presences.alive(session, "engine")
+            checks["engine"] = any(engine.is_ready and precision_of(engine) == first for engine in engines)
     except SQLAlchemyError:
         checks["database"] = False
     return checks

@@ -15,7 +15,7 @@ def list_models(account: AccountDep, resources: ResourcesDep) -> shapes.Shape:
     """All of them: this list has no pages."""
     with resources.database.session() as session:
         own = adapters.models(session, account)
-    bases = [adapters.Model(name, name) for name in resources.settings.base_models]
+    bases = [adapters.of_base(name) for name in resources.settings.base_names]
     return shapes.plain_list(shapes.model(model, account) for model in [*bases, *own])
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from core.base.catalogue import UnusableBaseModel
 from core.base.facts import BaseFacts, facts_of
+from core.base.nf4 import TYPE, Linear4bit, checksum, quantise_linears
 from core.base.prepare import Prepared, offline, prepare
 from core.base.template import ChatTemplate, UnusableTemplateError
+from core.ops.nf4 import BLOCK
 from core.specs.assignment import BaseModelEntry
+from core.specs.method import BasePrecision
+
+NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +36,46 @@ class OpenBase:
     revision: str  # sha256 of its weights as they were given
     template_sha256: str  # of its chat template's text; of no text where it has none
     stop_ids: tuple[int, ...]  # the tokens that end an answer, ascending
+    base_precision: BasePrecision = "bf16"
+
+    @property
+    def dense_bytes(self) -> int:
+        """What it would take with every linear layer in the type that it computes in."""
+        linears = [module for module in self.model.modules() if isinstance(module, Linear4bit)]
+        others = sum(parameter.numel() for parameter in self.model.parameters())
+        return (others + sum(m.in_features * m.out_features for m in linears)) * self.dtype.itemsize
+
+    @cached_property
+    def quantisation(self) -> dict[str, str | int | bool] | None:
+        """How its linear layers are kept, and a checksum of what is kept; None for a base in 16 bits.
+
+        Equal logits need the same quantised base, and an adapter's file does not say which it was.
+        """
+        sha256 = checksum(self.model)
+        if sha256 is None:
+            return None
+        return {
+            "type": TYPE,
+            "block": BLOCK,
+            "double_quant": True,
+            "compute_dtype": NAMES[self.dtype],
+            "base_sha256": sha256,
+        }
 
 
-def open_base(base: BaseModelEntry, *, cache_dir: Path, device: str = "auto", precision: str = "auto") -> OpenBase:
+def open_base(
+    base: BaseModelEntry,
+    *,
+    cache_dir: Path,
+    device: str = "auto",
+    precision: str = "auto",
+    base_precision: BasePrecision = "bf16",
+) -> OpenBase:
     """Opens a catalogue entry, converting it first where that was not done before.
 
-    device: "auto" (a GPU where there is one), "cpu", "cuda". precision: "auto" (bf16 where the device is fast at it,
-    else fp32), "bf16", "fp32".
+    device: "auto" (a GPU where there is one), "cpu", "cuda". precision, of what is computed: "auto" (bf16 where the
+    device is fast at it, else fp32), "bf16", "fp32". base_precision, of what the linear layers are kept in: "nf4"
+    quantises all but the head, here and now; "bf16" leaves them as they are computed with.
 
     Raises:
         UnusableBaseModel: its files are missing, damaged, or of a kind that is refused.
@@ -47,7 +86,11 @@ def open_base(base: BaseModelEntry, *, cache_dir: Path, device: str = "auto", pr
     dtype = _dtype(precision, place)
     prepared = prepare(base, cache_dir)
     tokenizer = _tokenizer(prepared)
-    model = _model(prepared, dtype).to(place)  # type: ignore[arg-type]
+    model = _model(prepared, dtype)
+    if base_precision == "nf4":
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        quantise_linears(model, head=head, device=place, dtype=dtype)
+    model = model.to(place)  # type: ignore[arg-type]
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise UnusableBaseModel(f"{prepared.folder}: the tokeniser has more tokens than the model has embeddings")
     return OpenBase(
@@ -59,6 +102,7 @@ def open_base(base: BaseModelEntry, *, cache_dir: Path, device: str = "auto", pr
         revision=prepared.revision,
         template_sha256=_template_sha256(tokenizer),
         stop_ids=_stop_ids(model, tokenizer),
+        base_precision=base_precision,
     )
 
 

@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from core.effects import Effect, Ensemble
+from core.methods.adalora import AdaLora
 from core.methods.lora import Lora
+from core.methods.p_tuning import PTuning
+from core.methods.prefix_tuning import PrefixTuning
+from core.methods.prompt_tuning import PromptTuning
+from core.methods.qlora import QLora
 from core.optimisers import Group
 
 
@@ -57,4 +62,11 @@ class Method(Protocol):
         ...
 
 
-METHODS: dict[str, Callable[..., Method]] = {"lora": Lora}
+METHODS: dict[str, Callable[..., Method]] = {
+    "lora": Lora,
+    "qlora": QLora,
+    "adalora": AdaLora,
+    "prefix_tuning": PrefixTuning,
+    "prompt_tuning": PromptTuning,
+    "p_tuning": PTuning,
+}

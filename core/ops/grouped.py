@@ -57,6 +57,27 @@ def add_masked(y: Tensor, x: Tensor, a: Tensor, b: Tensor, mask: Tensor) -> Tens
     return y.addmm_(thin, b) if y.dtype == b.dtype else y.add_(thin @ b)
 
 
+def rescale(y: Tensor, bias: Tensor | None, spans: Sequence[Span], gains: Sequence[Tensor | None]) -> Tensor:
+    """Semantics: those of plain.rescale. Spans must come in order. Differentiable in y and every gain.
+
+    Without gradients y itself is written to and returned.
+    """
+    pieces, filled = [], 0
+    for (start, stop, _), gain in zip(spans, gains, strict=True):
+        if gain is None:
+            continue
+        here = y[start:stop].to(torch.promote_types(y.dtype, gain.dtype))
+        free = here if bias is None else here - bias
+        # A gain of 1 leaves y as it is, bit for bit: so an untrained adapter changes nothing.
+        scaled = torch.addcmul(here, gain - 1, free).to(y.dtype)
+        if torch.is_grad_enabled():
+            pieces += [y[filled:start], scaled]
+            filled = stop
+        else:
+            y[start:stop] = scaled
+    return torch.cat([*pieces, y[filled:]]) if pieces else y
+
+
 class _AddLowRank(torch.autograd.Function):
     """One node for all adapters of one layer. The frozen weight gets no gradient; x is kept once, for every part."""
 

@@ -50,3 +50,28 @@ def add_low_rank(y: Tensor, x: Tensor, parts: Sequence[Part | None], spans: Sequ
         for n in range(start, stop):
             tokens[n] = tokens[n] + part.scale * (x[n] @ a.T @ b.T)
     return torch.stack(tokens)
+
+
+def rescale(y: Tensor, bias: Tensor | None, spans: Sequence[Span], gains: Sequence[Tensor | None]) -> Tensor:
+    """The output of a layer, its bias left out, times each token's own gain.
+
+    Semantics: as written. A token of no span, or of a span without a gain, keeps its y bit for bit.
+
+    Args:
+        y: [N, O] what the layer gave, low-rank parts and bias in it.
+        bias: [O], or None.
+        spans: of tokens, apart from one another.
+        gains: one for each span, [O] or None.
+
+    Returns:
+        [N, O], a new tensor.
+
+    """
+    tokens = list(y.unbind())
+    for (start, stop, _), gain in zip(spans, gains, strict=True):
+        if gain is None:
+            continue
+        for n in range(start, stop):
+            free = tokens[n] if bias is None else tokens[n] - bias
+            tokens[n] = (tokens[n] + (gain - 1) * free).to(y.dtype)
+    return torch.stack(tokens)

@@ -86,7 +86,8 @@ class RankPool:
         self._size = size
 
     def _write(self, effect: LowRank, rows: Tensor) -> None:
-        for name in self._sites.keys() | effect.a.keys():
+        # Tables are read where the words are, not where layers multiply.
+        for name in self._sites.keys() | (effect.a.keys() - effect.tables):
             a, b = self._stack(name, effect)
             own = effect.a[name].shape[0] if name in effect.a else 0
             if own:

@@ -1,16 +1,20 @@
 """The registry of fine-tuned models: which name means which weights, for whom. What is deleted is missing."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
+from core.blobs import Blob
 from core.records import audit
 from core.records.database import clock
+from core.records.names import model_name
 from core.records.pages import Page, page
 from core.records.scope import Account, of
-from core.records.tables import Adapter, Checkpoint, Job
+from core.records.tables import Adapter, Checkpoint, Job, new_id
+from core.specs.method import BasePrecision
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,8 @@ class Model:
     """What a model name means: a base model, and the adapter that it wears, if any.
 
     adapter_id: of an adapter or a checkpoint; sha256 and size_bytes: of its PEFT zip; created_at: None for a base.
-    peft_type: of an adapter. members: how many rows answer one request, by a vote; more than one for an ensemble.
+    peft_type: of an adapter. base_precision: the base that it was trained on and is served on. members: how many rows
+    answer one request, by a vote; more than one for an ensemble.
     """
 
     name: str
@@ -29,13 +34,47 @@ class Model:
     created_at: float | None = None
     job_id: str | None = None
     peft_type: str | None = None
+    base_precision: BasePrecision = "bf16"
     members: int = 1
 
 
+def register(
+    session: Session,
+    account: Account,
+    *,
+    base_model: str,
+    suffix: str | None,
+    blob: Blob,
+    peft_type: str,
+    details: Mapping[str, Any],
+) -> Adapter:
+    """Remember an adapter that no job of ours made; its blob is stored before. It can be called at once."""
+    identifier = new_id("adapter-")
+    row = Adapter(
+        id=identifier,
+        organization_id=account.organization_id,
+        project_id=account.project_id,
+        name=model_name(base_model, account.organization_slug, suffix, identifier),
+        base_model=base_model,
+        peft_type=peft_type,
+        blob_sha256=blob.sha256,
+        size_bytes=blob.size_bytes,
+        details=dict(details),
+        created_at=clock(session),
+    )
+    session.add(row)
+    audit.note(session, account, "adapter.imported", row.name)
+    session.flush()
+    return row
+
+
 def resolve(session: Session, account: Account, name: str, *, base_models: Container[str]) -> Model | None:
-    """What name means to the account: a base model's id, then ft:…, then ft:…:ckpt-step-N, then an adapter's id."""
+    """What name means to the account: a base model's, then ft:…, then ft:…:ckpt-step-N, then an adapter's id.
+
+    base_models: their names, ID or ID@nf4.
+    """
     if name in base_models:
-        return Model(name=name, base_model=name)
+        return of_base(name)
     adapter = session.scalars(_adapters(account).where(Adapter.name == name)).one_or_none()
     if adapter is not None:
         return of_adapter(adapter)
@@ -87,6 +126,12 @@ def delete(session: Session, account: Account, name: str) -> bool:
     return True
 
 
+def of_base(name: str) -> Model:
+    """A base model as what its name means, ID or ID@nf4."""
+    base_model, _, precision = name.partition("@")
+    return Model(name=name, base_model=base_model, base_precision=_precision(precision))
+
+
 def of_adapter(adapter: Adapter) -> Model:
     """An adapter as what its name means."""
     return Model(
@@ -98,11 +143,13 @@ def of_adapter(adapter: Adapter) -> Model:
         created_at=adapter.created_at,
         job_id=adapter.job_id,
         peft_type=adapter.peft_type,
+        base_precision=_precision(adapter.details.get("base_precision")),
         members=int(adapter.details.get("members", 1)),
     )
 
 
 def _of_checkpoint(checkpoint: Checkpoint, job: Job) -> Model:
+    method = job.spec.get("method", {})
     return Model(
         name=checkpoint.model_name or "",
         base_model=job.base_model,
@@ -111,8 +158,14 @@ def _of_checkpoint(checkpoint: Checkpoint, job: Job) -> Model:
         size_bytes=checkpoint.adapter_bytes,
         created_at=checkpoint.created_at,
         job_id=checkpoint.job_id,
-        members=int(job.spec.get("method", {}).get("ensemble_size", 1)),  # what has none is no ensemble
+        base_precision=_precision(method.get("base_precision")),
+        members=int(method.get("ensemble_size", 1)),  # what has none is no ensemble
     )
+
+
+def _precision(told: object) -> BasePrecision:
+    """What a row says of it; one that says nothing is from a time when there was only one."""
+    return "nf4" if told == "nf4" else "bf16"
 
 
 def _adapters(account: Account) -> Select[Adapter]:

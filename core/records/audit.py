@@ -10,7 +10,7 @@ from core.records.tables import AuditEntry, new_id
 
 
 def note(session: Session, account: Account, action: str, target: str) -> None:
-    """Write one down. action: file.deleted, job.cancelled, model.deleted, key.created, key.revoked."""
+    """Write one down. action: file.deleted, job.cancelled, model.deleted, adapter.imported, key.created, …revoked."""
     session.add(
         AuditEntry(
             id=new_id("audit-"),

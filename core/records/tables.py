@@ -182,12 +182,12 @@ class Adapter(Owned, Table):
     __tablename__ = "adapters"
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     name: Mapped[str] = mapped_column(String(255), unique=True)  # ft:BASE:ORG:SUFFIX:ID
-    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)  # null of an import
     base_model: Mapped[str] = mapped_column(String(64))
     peft_type: Mapped[str] = mapped_column(String(32))
     blob_sha256: Mapped[str] = mapped_column(SHA256)
     size_bytes: Mapped[int]
-    details: Mapped[dict[str, Any]]  # parameters, base precision, metrics
+    details: Mapped[dict[str, Any]]  # origin, parameters, base precision, of an import its warnings
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
     __table_args__ = (Index("adapters_by_project", "project_id", "created_at", "id"),)

@@ -7,7 +7,7 @@ write a checkpoint and exit 14. Every line of the child's standard output is one
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, JsonValue, TypeAdapter
 
 from core.specs.spec import Spec
 from core.specs.training import TrainSpec
@@ -35,6 +35,8 @@ class Assignment(Spec):
     base: BaseModelEntry
     training_file: Path
     validation_file: Path | None = None
+    training_file_id: str | None = Field(None, description="By which its owner knows it; for the adapter's manifest.")
+    validation_file_id: str | None = None
     init_adapter: Path | None = Field(None, description="The zip of the adapter that the method starts from.")
     work_dir: Path = Field(description="Of this job, kept between attempts: checkpoints/ and adapters/ lie in it.")
     cache_dir: Path = Field(description="Of this machine: converted base models.")
@@ -93,13 +95,16 @@ class FinishedReport(Spec):
     adapter: Path
     trained_tokens: int
     metrics: dict[str, float]
-    details: dict[str, str | int | float] = Field(
-        description="For the registry: parameters, peft_type, base precision."
+    details: dict[str, JsonValue] = Field(
+        description="For the registry: parameters, peft_type, base precision and quantisation."
     )
 
 
 class WarningReport(Spec):
-    """Something went wrong and the run goes on. code: checkpoint_corrupt, step_skipped or rolled_back."""
+    """All is not as asked, and the run goes on.
+
+    code: checkpoint_corrupt, step_skipped, rolled_back or optimizer_unpaged.
+    """
 
     kind: Literal["warning"] = "warning"
     code: str

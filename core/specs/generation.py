@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from core.specs.method import BasePrecision
 from core.specs.spec import Spec
 from core.specs.template import Template
 
@@ -43,6 +44,7 @@ class GenerateSpec(Spec):
 
     request_id: str
     base_model: str
+    base_precision: BasePrecision = Field("bf16", description="Of the base that the engine must have opened.")
     adapter: AdapterRef | None = None
     messages: tuple[ChatMessage, ...] | None = None
     prompt: str | None = None

@@ -165,6 +165,21 @@ class PromptTuningSpec(BaseMethodSpec):
         for start, value in given.items():
             if bool(value) != (self.prompt_tuning_init == start):
                 raise ValueError(f"prompt_tuning_init {start!r} needs {fields[start]}, and nothing else takes it")
+        if len(self.class_labels) > self.num_virtual_tokens:
+            raise ValueError(
+                f"num_virtual_tokens {self.num_virtual_tokens} is less than {len(self.class_labels)} class_labels"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> Self:
+        leaves_some_to_chance = 0 < len(self.class_labels) < self.num_virtual_tokens
+        is_drawn = leaves_some_to_chance or self.prompt_tuning_init in ("random", "vocab")
+        if self.ensemble_size > 1 and not is_drawn:
+            raise ValueError(
+                f"ensemble_size {self.ensemble_size}: with prompt_tuning_init {self.prompt_tuning_init!r} all prompts "
+                "would start alike, and stay alike; use 'random', 'vocab', or more virtual tokens than class_labels"
+            )
         return self
 
     @property

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from core.specs.generation import GenerateSpec, MeasureSpec
+from core.specs.inspection import Inspected, InspectSpec
 
 WORDS = ("oak", "elm", "ash", "fir", "yew", "box", "bay", "fig", "é", "日本", "😀", "teak")
 
@@ -47,6 +48,8 @@ class FakeEngine:
     requests: list[GenerateSpec] = field(default_factory=list)
     measures: list[MeasureSpec] = field(default_factory=list)
     too_long: list[dict] = field(default_factory=list)
+    inspections: list[InspectSpec] = field(default_factory=list)
+    finding: tuple[int, dict] | None = None  # status and body of the next inspections, if not the usual answer
     cancelled: list[str] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     pause_s: float = 0.0
@@ -112,11 +115,22 @@ class FakeEngine:
         self.measures.append(spec)
         return JSONResponse({"tokens": 10, "learned_tokens": 5, "context": self.context, "too_long": self.too_long})
 
+    async def inspect(self, request: Request):
+        """Everything is a sound LORA that needs no rewriting."""
+        if request.headers.get("authorization") != f"Bearer {self.token_text}":
+            return JSONResponse({"error": {"code": "unauthorized", "message": "no"}}, 401)
+        spec = InspectSpec.model_validate_json(await request.body())
+        self.inspections.append(spec)
+        if self.finding:
+            status, body = self.finding
+            return JSONResponse(body, status)
+        details = {"origin": "import", "base_precision": spec.base_precision, "parameters": 9, "warnings": ["odd"]}
+        kept = {"sha256": spec.file_sha256, "size_bytes": 5, "peft_type": "LORA", "parameters": 9}
+        return JSONResponse(Inspected(**kept, warnings=("odd",), details=details).model_dump(mode="json"))
+
     def app(self) -> Starlette:
-        post = ["POST"]
-        return Starlette(
-            routes=[Route("/generate", self.generate, methods=post), Route("/measure", self.measure, methods=post)]
-        )
+        answers = {"/generate": self.generate, "/measure": self.measure, "/inspect": self.inspect}
+        return Starlette(routes=[Route(path, answer, methods=["POST"]) for path, answer in answers.items()])
 
 
 class Served:

@@ -48,8 +48,11 @@ class Service:
         body = {"model": BASE, **fields}
         return self.http.post("/v1/fine_tuning/jobs", json=body)
 
-    def adapter(self, suffix: str = "support", *, details: dict | None = None, **fields) -> dict:
+    def adapter(
+        self, suffix: str = "support", precision: str = "bf16", *, details: dict | None = None, **fields
+    ) -> dict:
         """A job run to its end, as a worker would write it down: one checkpoint and an adapter."""
+        fields.setdefault("peft", {"type": "lora", "base_precision": precision})
         job_id = self.job(suffix=suffix, **fields).json()["id"]
         blob = open_store(self.settings).put_bytes(peft_zip(suffix))
         held = jobs.claim(self.database, owner="test", lease_s=60, job_id=job_id)
@@ -59,7 +62,7 @@ class Service:
         jobs.record_checkpoint(
             self.database, held, step=1, metrics={"train_loss": 1.5, "learning_rate": 1}, adapter=blob
         )
-        told = {"parameters": 9, "peft_type": "LORA"} | (details or {})
+        told = {"parameters": 9, "peft_type": "LORA", "base_precision": precision} | (details or {})
         jobs.succeed(
             self.database,
             held,
@@ -95,13 +98,13 @@ def serving(settings):
 
 
 @contextmanager
-def running(service):
+def running(service, precision="bf16"):
     """An engine that serves, and says so, as long as the block lasts."""
     fake = FakeEngine(service.settings.engine_token)
     presence_id, is_over = new_id("engine-"), threading.Event()
 
     def beat():
-        details = {"context": fake.context, "vocabulary": 12}
+        details = {"context": fake.context, "vocabulary": 12, "base_precision": precision}
         said = {"role": "engine", "is_ready": True, "details": details, "url": fake.url, "base_model": BASE}
         presences.beat(service.database, presence_id, **said)
 

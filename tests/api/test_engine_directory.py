@@ -25,8 +25,8 @@ def directory(service, clock):
 
 @pytest.fixture
 def beat(service):
-    def beat(name, *, is_ready=True, base_model=BASE):
-        said = {"role": "engine", "details": {}, "url": f"http://{name}", "base_model": base_model}
+    def beat(name, *, is_ready=True, base_model=BASE, **details):
+        said = {"role": "engine", "details": details, "url": f"http://{name}", "base_model": base_model}
         presences.beat(service.database, name, is_ready=is_ready, **said)
 
     return beat
@@ -81,3 +81,12 @@ def test_a_new_engine_is_found_at_once_where_there_was_none(directory, beat):
     assert choices(directory) == []
     beat("a")
     assert choices(directory) == ["a"]
+
+
+def test_an_engine_answers_in_the_precision_of_its_base_alone(directory, beat):
+    beat("old")
+    beat("plain", base_precision="bf16")
+    beat("small", base_precision="nf4")
+    assert set(choices(directory)) == {"old", "plain"}
+    assert choices(directory, precision="nf4") == ["small"]
+    assert set(choices(directory, precision=None)) == {"old", "plain", "small"}

@@ -62,3 +62,11 @@ def test_the_bell_reaches_a_real_broker(tmp_path):
     finally:
         broker.terminate()
         broker.wait(10)
+
+
+def test_it_waits_for_the_first_of_the_engines_and_not_for_the_others(service):
+    said = {"role": "engine", "url": "http://127.0.0.1:9", "base_model": BASE, "is_ready": True}
+    presences.beat(service.database, "engine-small", details={"base_precision": "nf4"}, **said)
+    assert ready(service)[1]["engine"] is False
+    presences.beat(service.database, "engine-plain", details={"base_precision": "bf16"}, **said)
+    assert ready(service)[1]["engine"] is True

@@ -21,8 +21,8 @@ def test_bases_adapters_and_checkpoints_are_models(service, made):
     name = job["fine_tuned_model"]
     listed = service.http.get("/v1/models").json()
     assert listed["object"] == "list"
-    assert listed["data"][0]["id"] == BASE
-    assert {model["id"] for model in listed["data"][1:]} == {name, f"{name}:ckpt-step-1"}
+    assert [model["id"] for model in listed["data"][:2]] == [BASE, f"{BASE}@nf4"]
+    assert {model["id"] for model in listed["data"][2:]} == {name, f"{name}:ckpt-step-1"}
     base = service.http.get(f"/v1/models/{BASE}").json()
     assert (base["object"], base["owned_by"], base["parent"]) == ("model", "graft", None)
     own = service.http.get(f"/v1/models/{name}").json()
@@ -34,6 +34,7 @@ def test_bases_adapters_and_checkpoints_are_models(service, made):
         "shutdown_date": None,
         "parent": BASE,
         "peft_type": "LORA",
+        "base_precision": "bf16",
         "adapter_id": adapter["id"],
         "fine_tuning_job_id": job["id"],
     }
@@ -52,7 +53,7 @@ def test_a_deleted_model_is_gone_with_its_checkpoints_and_a_base_model_stays(ser
     name = job["fine_tuned_model"]
     assert service.http.delete(f"/v1/models/{name}").json() == {"id": name, "object": "model", "deleted": True}
     assert service.http.delete(f"/v1/models/{name}").status_code == 404
-    assert [model["id"] for model in service.http.get("/v1/models").json()["data"]] == [BASE]
+    assert [model["id"] for model in service.http.get("/v1/models").json()["data"]] == [BASE, f"{BASE}@nf4"]
     assert service.http.get("/v1/adapters").json()["data"] == []
     refused = service.http.delete(f"/v1/models/{BASE}")
     assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")

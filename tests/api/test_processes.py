@@ -223,3 +223,22 @@ def _answers(client):
         return client.ping()
     except redis.exceptions.ConnectionError:
         return False
+
+
+def test_there_is_an_engine_for_each_precision_and_only_the_first_has_the_known_address(tmp_path):
+    settings = Settings(data_dir=tmp_path, engine_port=7000, engine_url="http://here:7000")
+    first, other = processes.engines(settings)
+    assert (first.name, other.name) == ("engine", "engine-nf4")
+    assert first.own == {"GRAFT_ENGINE_PRECISION": "bf16"}
+    assert other.own == {"GRAFT_ENGINE_PRECISION": "nf4", "GRAFT_ENGINE_PORT": "0", "GRAFT_ENGINE_URL": ""}
+    [only] = processes.engines(Settings(data_dir=tmp_path, engine_precisions=("nf4", "nf4")))
+    assert (only.name, only.own) == ("engine", {"GRAFT_ENGINE_PRECISION": "nf4"})
+
+
+def test_what_is_a_process_s_own_wins_over_the_environment_of_the_house(house, tmp_path):
+    told = tmp_path / "told"
+    source = f"import os, pathlib; pathlib.Path({str(told)!r}).write_text(os.environ['HOME'])"
+    process = processes.Process("own", (sys.executable, "-c", source), grace_s=1.0, own={"HOME": "mine"})
+    house([process])
+    until(told.exists)
+    until(lambda: told.read_text() == "mine")

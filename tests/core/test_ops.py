@@ -46,6 +46,32 @@ def test_grouped_equals_plain_in_value_and_in_every_gradient():
         torch.testing.assert_close(here, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_grouped_rescaling_equals_plain_in_value_and_in_every_gradient(has_bias):
+    found = []
+    for rescale in (plain.rescale, grouped.rescale):
+        generator = torch.Generator().manual_seed(0)
+        y, bias, *gains = (
+            torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+            for shape in ((13, 7), (7,), (7,), (7,))
+        )
+        spans = SPANS[:3]
+        out = rescale(y, bias if has_bias else None, spans, [gains[0], None, gains[1]])
+        leaves = [y, *gains]
+        found.append([out, *torch.autograd.grad(out.sin().sum(), leaves)])
+        with torch.no_grad():
+            found[-1].append(rescale(y.clone(), bias if has_bias else None, spans, [gains[0], None, gains[1]]))
+    for here, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(here, expected)
+    assert torch.equal(found[1][0][4:8], y[4:8])
+    assert not torch.allclose(found[1][0][1:4], y[1:4])
+
+
+def test_a_gain_of_one_changes_no_bit():
+    y, bias = torch.randn(13, 7).bfloat16(), torch.randn(7)
+    assert torch.equal(grouped.rescale(y, bias, SPANS[:1], [torch.ones(7)]), y)
+
+
 def test_masters_in_fp32_get_fp32_gradients_from_a_bf16_forward():
     y, x, _ = matrices(dtype=torch.bfloat16)
     a, b = torch.randn(3, 5, requires_grad=True), torch.randn(7, 3, requires_grad=True)

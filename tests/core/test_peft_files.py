@@ -231,9 +231,11 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         ({f"{Q}.lora_A.weight": torch.full((4, 64), float("inf"))}, "NaN or infinity"),
         ({f"{Q}.lora_A.weight": torch.zeros(4, 64, dtype=torch.int8)}, "a matrix of floats"),
         ({f"{Q}.lora_A.weight": torch.zeros(4)}, "a matrix of floats"),
-        ({f"{Q}.lora_magnitude_vector": torch.zeros(1, 64)}, "not understood: .*magnitude"),
+        ({f"{Q}.lora_magnitude_vector": torch.zeros(1, 64)}, "a vector of floats"),
+        ({f"{Q}.lora_magnitude_vector": torch.zeros(64)}, "without it none; not so .*q_proj"),
         ({"base_model.model.lm_head.weight": torch.zeros(99, 64)}, "not understood: .*lm_head"),
-        ({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 99)}, "not understood"),
+        ({"base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(4, 99)}, "missing of .*embed_tokens"),
+        ({"base_model.model.model.embed_tokens.lora_embedding_C": torch.zeros(4, 99)}, "not understood"),
     ],
 )
 def test_tensors_that_are_not_a_low_rank_adapter_are_refused(change, reason, adapter):

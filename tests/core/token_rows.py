@@ -58,4 +58,5 @@ def new_run(model, *, rows=10, data_seed=0, method=None, start=0, **changes):
 def facts_of_routed(model):
     """The facts of a Llama whose layers are wrapped already, under the names that they had before."""
     sites = [Site(name, site.base.in_features, site.base.out_features) for name, site in model.sites.items()]
-    return replace(facts_of(model.base), sites=tuple(sites))
+    weights = {name: site.base.weight.detach() for name, site in model.sites.items()}
+    return replace(facts_of(model.base), sites=tuple(sites), weight=weights.__getitem__)

@@ -1,10 +1,11 @@
 """Attempts at a job, inside this process: what they say, what they leave, how they end."""
 
+import hashlib
 import json
 
 import pytest
 import torch
-from tiny_job import STEPS, attempt, make_assignment, members, numbers, of_kind, sha256, write_rows
+from tiny_job import ROWS, STEPS, attempt, make_assignment, members, numbers, of_kind, sha256, write_rows
 
 from core import peft_files
 from core.methods import Lora
@@ -74,6 +75,15 @@ def test_the_adapter_says_where_it_comes_from(whole, tiny_entry):
     assert origin["spec"]["method"]["r"] == 4
     assert origin["metrics"] == reports[-1].metrics
     assert all(len(origin[name]) == 64 for name in ("base_revision_sha256", "chat_template_sha256"))
+    assert origin["files"] == {
+        name: {"sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+        for name, content in files.items()
+        if name != "graft.json"
+    }
+    dataset = origin["dataset"]
+    assert (dataset["training_file"]["rows"], dataset["training_file"]["file_id"]) == (ROWS, None)
+    assert all(len(dataset[name]["sha256"]) == 64 for name in ("training_file", "validation_file"))
+    assert (origin["origin"], origin["members"]) == ("training", 1)
     card = files["README.md"].decode()
     assert card.startswith('---\nbase_model: "tiny"\n')
     assert origin["base_revision_sha256"] in card

@@ -1,4 +1,4 @@
-"""The engine's HTTP: POST /generate (frames as JSON lines), POST /measure, GET /live, /ready and /status.
+"""The engine's HTTP: POST /generate (frames as JSON lines), POST /measure and /inspect, GET /live, /ready and /status.
 
 A reader can neither slow the step loop nor outlive its interest: frames wait in a box that their number bounds, and
 closing the connection takes the row out of the next step. A blank line is a sign of life while a row waits.
@@ -23,6 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from core.specs.generation import Frame, GenerateSpec, MeasureSpec
+from core.specs.inspection import Inspected, InspectSpec
 from core.specs.spec import Spec
 from worker.engine.engine import Draining, Engine
 from worker.engine.intake import Intake, Refused, check_base_model
@@ -46,6 +47,7 @@ class Desk:
     token: str
     max_body_bytes: int
     measure: Callable[[MeasureSpec], dict[str, object]]
+    inspect: Callable[[InspectSpec], Inspected]
     engine: Engine | None = None
     intake: Intake | None = None
     is_draining: bool = False
@@ -152,6 +154,14 @@ def create_app(desk: Desk) -> Starlette:
             raise AWAY
         return JSONResponse(await _in(desk.measuring, lambda: desk.measure(spec)))
 
+    async def inspect(request: Request) -> Response:
+        spec = await _spec(request, InspectSpec, desk.max_body_bytes)
+        check_base_model(spec.base_model, desk.base_model)
+        if not desk.is_ready:
+            raise AWAY
+        inspected = await _in(desk.measuring, lambda: desk.inspect(spec))
+        return JSONResponse(inspected.model_dump(mode="json"))
+
     async def status(_: Request) -> Response:
         about = {"base_model": desk.base_model, "is_ready": desk.is_ready}
         return JSONResponse(about | (desk.engine.status() if desk.engine else {}))
@@ -167,6 +177,7 @@ def create_app(desk: Desk) -> Starlette:
         routes=[
             Route("/generate", _known(desk, generate), methods=["POST"]),
             Route("/measure", _known(desk, measure), methods=["POST"]),
+            Route("/inspect", _known(desk, inspect), methods=["POST"]),
             Route("/status", _known(desk, status)),
             Route("/live", live),
             Route("/ready", ready),

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from core.data.tokens import encode_prompt
 from core.specs.generation import Frame, GenerateSpec
+from core.specs.method import BasePrecision
 from worker.engine.sequences import Sequence
 from worker.engine.text import TextStream
 
@@ -33,6 +34,7 @@ class Intake:
         tokenizer: PreTrainedTokenizerFast,
         *,
         base_model: str,
+        base_precision: BasePrecision = "bf16",
         context: int,
         vocabulary: int,
         stop_ids: frozenset[int],
@@ -40,13 +42,17 @@ class Intake:
         """context: tokens of one row. vocabulary: ids the model embeds. stop_ids: those that end an answer."""
         self._encoder, self._guard = copy.deepcopy(tokenizer), threading.Lock()
         self._decoder = copy.deepcopy(tokenizer).backend_tokenizer
-        self._base_model, self._context, self._vocabulary = base_model, context, vocabulary
+        self._base_model, self._base_precision = base_model, base_precision
+        self._context, self._vocabulary = context, vocabulary
         self._stop_ids = stop_ids
         self._keys = itertools.count()
 
     def sequence(self, spec: GenerateSpec, emit: Callable[[Frame], None]) -> Sequence:
         """A sequence ready to be submitted. Takes milliseconds: call it off the event loop. Raises Refused."""
         check_base_model(spec.base_model, self._base_model)
+        if spec.base_precision != self._base_precision:
+            message = f"this engine serves {self._base_model} in {self._base_precision}, not in {spec.base_precision}"
+            raise Refused(404, "precision_unavailable", message, "base_precision")
         ids = self._prompt(spec)
         room = self._context - len(ids)
         if room < 1:

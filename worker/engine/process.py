@@ -19,7 +19,7 @@ import uvicorn
 from transformers import PreTrainedTokenizerFast
 
 from core.base.catalogue import entry
-from core.base.load import OpenBase, open_base
+from core.base.load import NAMES, OpenBase, open_base
 from core.blobs import BlobStore, MissingBlob, open_store
 from core.data.formats import FaultyLineError
 from core.data.tokens import measure
@@ -29,10 +29,13 @@ from core.records.database import Database
 from core.records.tables import new_id
 from core.settings import Settings
 from core.specs.generation import GenerateSpec, MeasureSpec, SamplingSpec
+from core.specs.inspection import Inspected, InspectSpec
 from worker.engine.engine import Engine
 from worker.engine.http import Desk, create_app
+from worker.engine.inspection import Inspector
 from worker.engine.intake import Intake, Refused
 from worker.engine.residency import loader
+from worker.manifest import facts_of_base
 
 log = structlog.get_logger()
 
@@ -49,6 +52,7 @@ class Opened:
     engine: Engine
     intake: Intake
     measure: Callable[[MeasureSpec], dict[str, object]]
+    inspect: Callable[[InspectSpec], Inspected]
     details: dict[str, object]  # for the presence row
 
 
@@ -59,6 +63,7 @@ def open_engine(settings: Settings, store: BlobStore) -> Opened:
         cache_dir=settings.cache_dir,
         device=settings.device,
         precision=settings.precision,
+        base_precision=settings.engine_precision,
     )
     model = RoutedModel(base.model)
     context = min(settings.engine_context, base.facts.context)
@@ -72,26 +77,33 @@ def open_engine(settings: Settings, store: BlobStore) -> Opened:
     intake = Intake(
         base.tokenizer,
         base_model=settings.default_base_model,
+        base_precision=settings.engine_precision,
         context=context,
         vocabulary=base.facts.vocabulary,
         stop_ids=frozenset(base.stop_ids),
     )
-    _warm_up(engine, intake, settings.default_base_model)
+    _warm_up(engine, intake, settings)
     details: dict[str, object] = {
         "context": context,
         "vocabulary": base.facts.vocabulary,
-        "precision": "bf16" if base.dtype is torch.bfloat16 else "fp32",
+        "base_precision": base.base_precision,
+        "precision": NAMES[base.dtype],
         "device": base.device.type,
         "rows": settings.engine_rows,
         "revision": base.revision,
     }
-    return Opened(engine, intake, _measurer(settings, store, base), details)
+    inspector = Inspector(store, settings.cache_dir, model, facts_of_base(base))
+    return Opened(engine, intake, _measurer(settings, store, base), inspector.inspect, details)
 
 
-def _warm_up(engine: Engine, intake: Intake, base_model: str) -> None:
+def _warm_up(engine: Engine, intake: Intake, settings: Settings) -> None:
     """What libraries put off until a first call shall not be put upon a customer."""
     spec = GenerateSpec(
-        request_id="warm-up", base_model=base_model, prompt_ids=(0,) * 8, sampling=SamplingSpec(max_tokens=2)
+        request_id="warm-up",
+        base_model=settings.default_base_model,
+        base_precision=settings.engine_precision,
+        prompt_ids=(0,) * 8,
+        sampling=SamplingSpec(max_tokens=2),
     )
     engine.submit(intake.sequence(spec, lambda _: None))
     while engine.step():
@@ -140,7 +152,7 @@ class EngineProcess:
         self._store = open_store(settings)
         self._db = Database(settings.database)
         self._id = new_id("engine-")
-        self._details: dict[str, object] = {}
+        self._details: dict[str, object] = {"base_precision": settings.engine_precision}
         self._stopping = asyncio.Event()
         self._status = 0
         self._desk = Desk(
@@ -148,6 +160,7 @@ class EngineProcess:
             token=settings.engine_token,
             max_body_bytes=settings.max_body_bytes,
             measure=self._measure,
+            inspect=self._inspect,
         )
         self._opened: Opened | None = None
 
@@ -204,6 +217,10 @@ class EngineProcess:
     def _measure(self, spec: MeasureSpec) -> dict[str, object]:
         assert self._opened is not None
         return self._opened.measure(spec)
+
+    def _inspect(self, spec: InspectSpec) -> Inspected:
+        assert self._opened is not None
+        return self._opened.inspect(spec)
 
     async def _drain(self, url: str) -> None:
         """No new rows; those under way get DRAIN_S, then go on elsewhere."""

@@ -177,13 +177,19 @@ def loader(store: BlobStore, folder: Path, fit: Callable[[Effect], Effect]) -> C
         if not path.exists() or blob_of(path).sha256 != digest:
             store.fetch(digest, path)
         try:
-            effect = read_zip(path)
-            _refuse_huge(effect)
+            effect = read_sound(path)
             return Ensemble(tuple(map(fit, effect.members))) if isinstance(effect, Ensemble) else fit(effect)
         except ValueError as error:
             raise CorruptAdapterError(str(error)) from error
 
     return load
+
+
+def read_sound(path: Path) -> Effect | Ensemble:
+    """The effect of an adapter's zip. Raises ValueError for what no row could wear beside others."""
+    effect = read_zip(path)
+    _refuse_huge(effect)
+    return effect
 
 
 def _refuse_huge(effect: Effect | Ensemble) -> None:

@@ -133,3 +133,22 @@ def test_a_step_that_is_reached_again_replaces_its_checkpoint(db, machine, make_
     assert second.id == first.id
     (kept,) = jobs.work_of(db, heir).checkpoints
     assert (kept.step, kept.lease_epoch, kept.state_sha256, kept.metrics) == (3, 2, "b" * 64, {"train_loss": 0.5})
+
+
+def test_adapters_of_no_job_are_many_found_by_name_and_deleted_one_by_one(db, account, make_account):
+    made, stranger = [], make_account("other")
+    for letter in "ab":
+        with db.writing() as session:
+            facts = {"base_model": "tiny", "suffix": "From Afar", "peft_type": "LORA", "details": {"origin": "import"}}
+            made.append(adapters.register(session, account, blob=blob(letter), **facts))
+    assert all(row.name.startswith("ft:tiny:acme:from-afar:") and row.job_id is None for row in made)
+    assert resolve(db, account, made[0].name).sha256 == "a" * 64
+    assert resolve(db, stranger, made[0].name) is None
+    with db.session() as session:
+        assert [(e.action, e.target) for e in audit.listed(session, account).rows] == [
+            ("adapter.imported", row.name) for row in reversed(made)
+        ]
+    with db.writing() as session:
+        assert adapters.delete(session, account, made[0].name)
+    assert resolve(db, account, made[0].name) is None
+    assert resolve(db, account, made[1].id).name == made[1].name

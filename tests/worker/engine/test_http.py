@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from core.specs.generation import Frame
+from core.specs.inspection import Inspected
 from tests.worker.engine.conftest import BASE
 from worker.engine import http as http_module
 from worker.engine.http import Desk, create_app
@@ -32,7 +33,7 @@ class House:
 
     def __init__(self, kitchen):
         self.kitchen, self.engine = kitchen, kitchen.engine
-        self.desk = Desk(BASE, TOKEN, 4096, self._measure, kitchen.engine, kitchen.intake)
+        self.desk = Desk(BASE, TOKEN, 4096, self._measure, self._inspect, kitchen.engine, kitchen.intake)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -47,6 +48,11 @@ class House:
         if spec.file_sha256 == "0" * 64:
             raise Refused(400, "file_not_found", "the file is not in the store", "file_sha256")
         return {"tokens": 7}
+
+    def _inspect(self, spec):
+        if spec.file_sha256 == "0" * 64:
+            raise Refused(400, "invalid_adapter", "It holds NaN", "file")
+        return Inspected(sha256=spec.file_sha256, size_bytes=3, peft_type="LORA", parameters=2, details={})
 
     def stream(self, **asked):
         """The frames of one request."""
@@ -220,7 +226,9 @@ def test_an_engine_that_drains_or_still_opens_answers_503(house):
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", TOKEN, f"bearer {TOKEN}", f"Bearer {TOKEN}x"])
-@pytest.mark.parametrize(("method", "path"), [("POST", "/generate"), ("POST", "/measure"), ("GET", "/status")])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/generate"), ("POST", "/measure"), ("POST", "/inspect"), ("GET", "/status")]
+)
 def test_without_the_token_nothing_is_answered(house, method, path, header):
     headers = {} if header is None else {"authorization": header}
     answer = httpx.request(method, house.url + path, json=body(), headers=headers, trust_env=False)
@@ -302,3 +310,15 @@ def test_status_counts(house):
     assert (status["tokens"], status["running"], status["waiting"]) == (8, 0, 0)
     assert len(status["adapters"]["resident"]) == 1
     assert status["adapters"]["bytes"] > 0
+
+
+def test_a_strangers_adapter_is_inspected_or_refused_with_words(house):
+    asked = {"base_model": BASE, "file_sha256": "a" * 64}
+    found = Inspected.model_validate(house.client.post("/inspect", json=asked).json())
+    assert (found.sha256, found.peft_type) == ("a" * 64, "LORA")
+    refused = house.client.post("/inspect", json=asked | {"file_sha256": "0" * 64})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_adapter")
+    assert house.client.post("/inspect", json=asked | {"base_model": "other"}).status_code == 404
+    assert house.client.post("/inspect", json=asked | {"format": "loralib"}).status_code == 400
+    house.desk.is_draining = True
+    assert house.client.post("/inspect", json=asked).status_code == 503

@@ -12,11 +12,13 @@ import time
 import httpx
 import pytest
 
+from core import peft_files
 from core.blobs import open_store
 from core.records import presences
 from core.records.database import Database
 from core.settings import Settings
 from core.specs.generation import Frame
+from core.specs.inspection import Inspected
 from tests.worker.engine.conftest import make_tokenizer
 from worker.engine import process as process_module
 from worker.engine.process import LOOP_DIED, EngineProcess
@@ -129,6 +131,27 @@ def test_it_is_ready_once_its_base_is_open_says_so_and_leaves_in_good_order(sett
         frames = [Frame.model_validate_json(line) for line in answer.text.splitlines()]
         assert frames[0].prompt_ids
         assert frames[-1].fin
+
+    assert live(settings, work) == 0
+
+
+def test_it_keeps_a_strangers_adapter_and_refuses_another(settings, tmp_path, *, new_lora, new_facts):
+    store = open_store(settings)
+    facts = new_facts()
+    peft_files.write(new_lora(facts), tmp_path / "good", "elsewhere/other")
+    peft_files.pack(tmp_path / "good", tmp_path / "good.zip")
+    good, bad = store.put(tmp_path / "good.zip"), store.put_bytes(b"no adapter")
+
+    def work(client):
+        client.ready()
+        asked = {"base_model": "tiny", "file_sha256": good.sha256}
+        found = Inspected.model_validate(client.http.post("/inspect", json=asked).json())
+        assert store.size(found.sha256) == found.size_bytes
+        assert "elsewhere/other" in found.warnings[0]
+        assert (len(found.details["base_revision_sha256"]), found.details["computed_in"]) == (64, "fp32")
+        refused = client.http.post("/inspect", json=asked | {"file_sha256": bad.sha256})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_adapter")
+        assert list(settings.cache_dir.glob("inspect-*")) == []
 
     assert live(settings, work) == 0
 

@@ -1,0 +1,146 @@
+"""Six methods on one real task by REST: what each costs and what it gains, beside the untuned base.
+
+The task is a part of CLINC150 (see benchmarks/clinc150.py), the base SmolLM2-135M, every job submitted with its own
+defaults. Prints a table and writes benchmarks/results/methods.json; ends with 1 unless every method clearly beats the
+base, which is told the intents while the adapters are not.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAI
+from openai.types.fine_tuning import FineTuningJob
+from rich.table import Table
+
+from benchmarks.clinc150 import accuracy, as_chat, rows
+from benchmarks.service import console, follow, progress, service
+from core.settings import Settings
+from core.specs.method import SPECS
+
+RESULTS = Path("benchmarks/results/methods.json")
+METHODS = tuple(str(spec.model_fields["type"].default) for spec in SPECS)
+CLEAR_GAIN = 0.2  # of held-out accuracy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One method's row of the table."""
+
+    method: str
+    parameters: int
+    adapter_bytes: int
+    steps: int
+    step_s: float  # median
+    peak_bytes: int  # of the trainer process
+    learning_rate: float
+    seconds: float  # of the whole job, opening the base included
+    accuracy: float
+
+
+def main() -> int:
+    """Train all, ask all, print and keep."""
+    options = arguments()
+    if not options.data.exists():
+        console.print(f"{options.data} is not here: put CLINC150's data_full.json there, or name it with --data")
+        return 2
+    train, held_out, intents = rows(options.data, options.intents, options.rows, options.held_out)
+    settings = Settings()
+    with service(settings) as address:
+        key = (settings.data_dir / "admin.key").read_text().strip()
+        client = OpenAI(api_key=key, base_url=f"{address}/v1", timeout=900.0)
+        base = settings.default_base_model
+        told, untold = accuracy(client, base, held_out, intents), accuracy(client, base, held_out)
+        console.print(f"The untuned base: {told:.1%} when told the {len(intents)} intents, {untold:.1%} when not")
+        file = client.files.create(file=("clinc150.jsonl", BytesIO(as_chat(train))), purpose="fine-tune")
+        jobs = {method: submit(client, base, file.id, method, options.epochs) for method in options.only}
+        with progress() as bar:
+            done = {m: follow(client, job, bar, bar.add_task(m, total=None, says="queued")) for m, job in jobs.items()}
+        outcomes = [
+            outcome(client, m, job, accuracy(client, str(job.fine_tuned_model), held_out)) for m, job in done.items()
+        ]
+    figures = {
+        "cores": os.cpu_count(),
+        "intents": len(intents),
+        "training_rows": len(train),
+        "held_out_rows": len(held_out),
+        "base_told_the_intents": told,
+        "base_told_nothing": untold,
+        "methods": [asdict(o) for o in outcomes],
+    }
+    show(outcomes, told, untold)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(figures, indent=2) + "\n")
+    return 0 if all(o.accuracy >= max(told, untold) + CLEAR_GAIN for o in outcomes) else 1
+
+
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/clinc150/data_full.json"))
+    parser.add_argument("--intents", type=int, default=10)
+    parser.add_argument("--rows", type=int, default=20, help="training rows of each intent")
+    parser.add_argument("--held-out", type=int, default=20, help="test rows of each intent")
+    parser.add_argument("--epochs", default="auto", help="passes over the training rows")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
+    return parser.parse_args()
+
+
+def submit(client: OpenAI, base: str, file_id: str, method: str, epochs: str) -> FineTuningJob:
+    """One job with the method's defaults."""
+    return client.fine_tuning.jobs.create(
+        model=base,
+        training_file=file_id,
+        suffix=method.replace("_", "-"),
+        seed=7,
+        hyperparameters={"n_epochs": epochs if epochs == "auto" else int(epochs)},  # type: ignore[arg-type]
+        extra_body={"peft": {"type": method}},
+    )
+
+
+def outcome(client: OpenAI, method: str, job: FineTuningJob, hits: float) -> Outcome:
+    """What one job cost, from its own events."""
+    adapter = client.get(f"/adapters/{job.fine_tuned_model}", cast_to=dict[str, Any])
+    events = client.fine_tuning.jobs.list_events(job.id, limit=100)
+    steps = [e.data for e in events if e.type == "metrics" and isinstance(e.data, dict) and "train_loss" in e.data]
+    started = getattr(job, "started_at", None) or job.created_at
+    return Outcome(
+        method=method,
+        parameters=int(adapter["details"]["parameters"]),
+        adapter_bytes=int(adapter["bytes"]),
+        steps=max(int(s["step"]) for s in steps),
+        step_s=statistics.median(s["tokens"] / s["tokens_per_s"] for s in steps),
+        peak_bytes=max(int(s["memory_bytes"]) for s in steps),
+        learning_rate=max(float(s["learning_rate"]) for s in steps),
+        seconds=float((job.finished_at or 0) - started),
+        accuracy=hits,
+    )
+
+
+def show(outcomes: list[Outcome], told: float, untold: float) -> None:
+    """The table."""
+    table = Table(title=f"CLINC150 by REST; the untuned base has {told:.1%} told the intents, {untold:.1%} not")
+    for head in ("method", "parameters", "adapter", "steps", "step", "peak memory", "job", "held-out accuracy"):
+        table.add_column(head, justify="left" if head == "method" else "right")
+    for o in outcomes:
+        table.add_row(
+            o.method,
+            f"{o.parameters:,}",
+            f"{o.adapter_bytes / 1e6:.2f} MB",
+            str(o.steps),
+            f"{o.step_s:.2f} s",
+            f"{o.peak_bytes / 1e6:,.0f} MB",
+            f"{o.seconds:.0f} s",
+            f"{o.accuracy:.1%}",
+        )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
