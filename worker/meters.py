@@ -24,8 +24,8 @@ class Ranks:
 
     def news(self, method: Method) -> dict[str, int] | None:
         """Layer -> rank, where that is not what was told before. None for a method without a ranks() of its own."""
-        say = getattr(method, "ranks", None)  # a member that few methods have
-        now = None if say is None else say()
+        say = getattr(method, "ranks", None)
+        now = say() if callable(say) else None  # of LoRA it is what the spec says, which never moves
         if now == self._told:
             return None
         self._told = now

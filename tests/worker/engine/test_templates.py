@@ -99,7 +99,7 @@ def test_a_template_of_ids_that_are_not_there_is_refused_before_it_is_served(kit
     effect = soft_prompt(kitchen, FRONT, 1)
     for wrong in (-5, 99):
         layout = dataclasses.replace(effect.layout, after=(wrong,))
-        with pytest.raises(ValueError, match="the template has id"):
+        with pytest.raises(ValueError, match="the template has ids"):
             kitchen.model.resident(dataclasses.replace(effect, template=layout))
 
 
