@@ -16,7 +16,8 @@ from core.effects import KVPrefix, SoftPrompt
 from core.peft_low_rank import ROOT, number
 from core.specs.template import MAX_VIRTUAL_TOKENS, Layout
 
-NOTE = "graft_template"  # of a config in memory: the template as text on its way out, the note read on its way in
+NOTE = "graft_template"  # of a config in memory: on its way out what the note is to say, on its way in what it says
+MAX_SCALE = 1e4
 MAX_IDS = 2**16  # of a template's words and virtual tokens
 ROWS = re.compile(r"^base_model\.model\..+\.trainable_tokens_delta$")
 
@@ -47,7 +48,10 @@ def templated_prompt(config: dict[str, Any], tensors: dict[str, Tensor]) -> Soft
         )
     if list(reserved) != config.get("token_indices") or not _are_distinct_words(reserved, len(prompt)):
         raise ValueError("token_indices of graft_template.json and adapter_config.json are not one id for each row")
-    return SoftPrompt(prompt, Layout(before, after))
+    scale = number(note, "table_scale", 1.0)
+    if not 0 < scale < MAX_SCALE:
+        raise ValueError(f"graft_template.json: table_scale {scale} is not between 0 and {MAX_SCALE}")
+    return SoftPrompt(prompt * scale, Layout(before, after))
 
 
 def _ids(note: Mapping[str, Any], key: str) -> tuple[int, ...]:
@@ -85,7 +89,9 @@ def _embeddings(config: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
 def soft_prompt_tensors(effect: SoftPrompt, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """As a PROMPT_TUNING file holds them, or a TRAINABLE_TOKENS one. Raises ValueError for a place it cannot say."""
     if config["peft_type"] == "TRAINABLE_TOKENS":
-        return {f"{ROOT}{config['target_modules'][0]}.trainable_tokens_delta": effect.prompt}
+        # The base multiplies what it finds in its table; a prompt is what comes of that.
+        rows = effect.prompt / config[NOTE]["table_scale"]
+        return {f"{ROOT}{config['target_modules'][0]}.trainable_tokens_delta": rows}
     if effect.layout != SoftPrompt(effect.prompt).layout:
         raise ValueError(f"a {config['peft_type']} config has its virtual tokens in front, this template has not")
     return {"prompt_embeddings": effect.prompt}
@@ -101,7 +107,7 @@ def template_note(effect: SoftPrompt, config: Mapping[str, Any]) -> dict[str, An
         "before": list(layout.before),
         "after": list(layout.after),
         "token_indices": config["token_indices"],
-        "template": config[NOTE],
+        **config[NOTE],
     }
 
 

@@ -54,6 +54,7 @@ class BaseFacts:
     table_site: Site  # where they stand
     # Linear site -> its weight, dequantised: [O, I] fp32, on its device.
     weight: Callable[[str], Tensor] = field(repr=False)
+    table_scale: float = 1.0  # what the model multiplies an embedding by as it looks it up
     specials: frozenset[int] = field(default=frozenset(), repr=False)  # ids that stand for no text
     encode: Callable[[str], list[int]] | None = field(default=None, repr=False)  # of text within a row
     # Both run the model, so whoever holds it supplies them: core/reading.py.
@@ -112,6 +113,7 @@ def facts_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast | None =
         table=table,
         table_site=Site(name, table.shape[0], table.shape[1], is_table=True),
         weight=lambda name: dense_weight(modules[name]),
+        table_scale=float(getattr(embeddings, "scalar_embed_scale", 1.0)),
         encode=None if tokenizer is None else _encoder(tokenizer),
     )
 

@@ -51,6 +51,7 @@ class PTuning(nn.Module):
         self.spec = spec
         self.base_precision: str = spec.base_precision
         self.layout = _layout(spec, facts)
+        self._table_scale = facts.table_scale
         self._vocabulary, self._specials, self._embedding = facts.vocabulary, facts.specials, facts.table_site.name
         count = spec.row_template.num_virtual_tokens
         self.seeds = nn.Parameter(torch.empty(count, facts.hidden).normal_(generator=generator))
@@ -58,7 +59,7 @@ class PTuning(nn.Module):
         self.register_buffer("key", torch.randint(2**31, (), generator=generator))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         with torch.no_grad():
-            factor = _rms(facts.table) / _rms(self.effect().prompt)
+            factor = _rms(facts.table) * facts.table_scale / _rms(self.effect().prompt)
             for parameter in self.encoder.last.parameters():
                 parameter.mul_(factor)
 
@@ -87,7 +88,7 @@ class PTuning(nn.Module):
             "token_indices": self._reserved(),
             "target_modules": [self._embedding],
             "init_weights": True,
-            "graft_template": self.spec.template,
+            "graft_template": {"template": self.spec.template, "table_scale": self._table_scale},
         }
 
     def _dropped(self, x: Tensor, layer: int) -> Tensor:

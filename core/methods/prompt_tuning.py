@@ -151,7 +151,7 @@ def _frequent_words(count: int, facts: BaseFacts, generator: torch.Generator | N
 
 def _embeddings(ids: list[int], facts: BaseFacts) -> Tensor:
     """[T, H] fp32, a copy."""
-    return facts.table[ids].float().cpu()
+    return facts.table[ids].float().cpu() * facts.table_scale
 
 
 def _tiled(rows: Tensor, count: int) -> Tensor:

@@ -86,6 +86,7 @@ def test_the_note_says_where_the_virtual_tokens_stand(tmp_path, new_base):
         "after": [*encode("c"), -4],
         "token_indices": [95, 96, 97, 98],
         "template": TEMPLATE,
+        "table_scale": 1.0,
     }
     config = json.loads((tmp_path / peft_files.CONFIG).read_text())
     assert (config["peft_type"], config["token_indices"]) == ("TRAINABLE_TOKENS", [95, 96, 97, 98])

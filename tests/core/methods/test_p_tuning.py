@@ -125,7 +125,7 @@ def test_peft_is_told_of_reserved_ids_that_are_neither_anchors_nor_special(facts
         "token_indices": [93, 94, 96],
         "target_modules": ["model.embed_tokens"],
         "init_weights": True,
-        "graft_template": TEMPLATE,
+        "graft_template": {"template": TEMPLATE, "table_scale": 1.0},
     }
     assert method(taken, base_precision="nf4").base_precision == "nf4"
 
