@@ -124,7 +124,7 @@ def test_a_stranger_finds_nothing_and_changes_nothing(service, engine):
         assert stranger.get(path).json()["data"] == []
     for path, cursor in (("/v1/files", file_id), ("/v1/fine_tuning/jobs", waiting), ("/v1/adapters", adapter)):
         assert stranger.get(path, params={"after": cursor}).status_code == 400
-    assert [model["id"] for model in stranger.get("/v1/models").json()["data"]] == [BASE]
+    assert [model["id"] for model in stranger.get("/v1/models").json()["data"]] == [BASE, f"{BASE}@nf4"]
     with service.database.session() as session:
         assert session.get_one(File, file_id).deleted_at is None
         assert session.get_one(Job, waiting).state == "queued"
