@@ -33,7 +33,7 @@ from core.specs.assignment import (
     WarningReport,
 )
 from core.trainer import Failed, Score, Skipped, Step, evaluate, train
-from worker import failpoints
+from worker import due, failpoints
 from worker.export import details_of, export
 from worker.meters import Ranks, memory_bytes
 from worker.reading import base_of, corpus_of, start_of
@@ -198,26 +198,13 @@ class Attempt:
         is_last = not self.run.is_active and self.run.has_finite_weights
         if not (self.run.is_sound or is_last):
             return
-        if self._is_validation_due() and not self._validate():
+        if self.validation is not None and due.validation(self.run) and not self._validate():
             self._go_back("the validation loss is not finite")
             return
-        has_adapter = self._is_adapter_due()
-        if has_adapter or self._is_checkpoint_due():
+        has_adapter = due.adapter(self.run)
+        if has_adapter or due.checkpoint(self.run, self.settings, since_s=time.monotonic() - self.saved_at):
             path = self._save(has_adapter=has_adapter)
             self._tell(path, self._export(f"step-{self.run.step}.zip") if has_adapter else None)
-
-    def _is_validation_due(self) -> bool:
-        if self.validation is None:
-            return False
-        every, step = self.spec.eval_steps, self.run.step
-        return step == self.run.total_steps or (step % every == 0 if every else self.run.is_at_epoch_end)
-
-    def _is_adapter_due(self) -> bool:
-        return self.run.is_at_epoch_end and self.run.epoch > self.spec.n_epochs - self.spec.n_checkpoints
-
-    def _is_checkpoint_due(self) -> bool:
-        is_late = time.monotonic() - self.saved_at >= self.settings.checkpoint_s
-        return is_late or self.run.is_at_epoch_end or self.run.step % self.settings.checkpoint_steps == 0
 
     def _validate(self) -> bool:
         """Scores the whole validation file and says the result; False, and nothing said, where it is not finite."""

@@ -41,9 +41,9 @@ def shift_on_16bit(
     room_bytes = MOST_BYTES if base.device.type == "cpu" else min(MOST_BYTES, torch.cuda.mem_get_info()[0] // 2)
     if size_bytes > room_bytes:
         return {"skipped": f"the 16-bit base has {size_bytes} bytes; {room_bytes} are the most that is opened for this"}
-    device, precision = base.device.type, NAMES[base.dtype]
+    device, computed_in = base.device.type, NAMES[base.dtype]
     try:
-        plain = open_base(assignment.base, cache_dir=assignment.cache_dir, device=device, precision=precision)
+        plain = open_base(assignment.base, cache_dir=assignment.cache_dir, device=device, precision=computed_in)
         return compare(method, corpus, model, RoutedModel(plain.model))
     except (UnusableBaseModel, MemoryError, torch.OutOfMemoryError) as error:
         return {"skipped": f"the 16-bit base could not be opened beside the other: {type(error).__name__}"}

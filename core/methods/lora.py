@@ -51,9 +51,10 @@ class Lora(nn.Module):
                 self.register_buffer(f"a0_{number}", a.clone())
                 self.register_buffer(f"b0_{number}", b.clone())
             if spec.use_dora:
-                a, b = self._pair(number)
-                length = norm_of(self._weight(site.name).cpu(), a, b, self._scale(site.name))
-                self.magnitude.append(nn.Parameter(length))
+                # Measured where effect() will measure it, so that an untrained gain is 1 to the last bit.
+                weight = self._weight(site.name)
+                a, b = (side.to(weight.device) for side in self._pair(number))
+                self.magnitude.append(nn.Parameter(norm_of(weight, a, b, self._scale(site.name)).cpu()))
 
     def effect(self) -> LowRank:
         """A [R, I] and B [O, R] of each site, and DoRA's magnitudes [O] with the norms of now."""

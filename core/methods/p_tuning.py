@@ -9,6 +9,7 @@ the MLP alone makes them. Afterwards only h is kept: the encoder is live in trai
 """
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,8 +58,7 @@ class PTuning(nn.Module):
         self.register_buffer("key", torch.randint(2**31, (), generator=generator))
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
         with torch.no_grad():
-            wanted = facts.table.float().square().mean().sqrt().cpu()
-            factor = wanted / self.effect().prompt.square().mean().sqrt()
+            factor = _rms(facts.table) / _rms(self.effect().prompt)
             for parameter in self.encoder.last.parameters():
                 parameter.mul_(factor)
 
@@ -148,6 +148,11 @@ _ENCODERS: dict[str, Callable[[PTuningSpec, int, torch.Generator | None], _LSTM 
 def _width(spec: PTuningSpec, hidden: int) -> int:
     """Of one direction."""
     return hidden // 2 if spec.encoder_hidden_size == "auto" else spec.encoder_hidden_size
+
+
+def _rms(t: Tensor) -> float:
+    """The root mean square, in fp32 and without a copy: a table may be large."""
+    return float(torch.linalg.vector_norm(t, dtype=torch.float32)) / math.sqrt(t.numel())
 
 
 def _layout(spec: PTuningSpec, facts: BaseFacts) -> Layout:

@@ -122,7 +122,7 @@ class _MLP(nn.Module):
     def start_from(self, reading: Reading) -> None:
         """Fits the MLP's outputs to the words' keys and values: the authors' path where data is scarce."""
         wanted = torch.stack([reading.keys, reading.values])  # [2, L, P, K, D]
-        optimiser = torch.optim.Adam(self.parameters(), lr=FIT_RATE)
+        optimiser = torch.optim.Adam(self.parameters(), lr=FIT_RATE, fused=True)
         with torch.enable_grad():
             for _ in range(self._fit_steps):
                 optimiser.zero_grad()

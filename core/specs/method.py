@@ -51,7 +51,8 @@ class LoraSpec(BaseMethodSpec):
     lora_alpha: Alpha = Field(32.0, description="The update is scaled by lora_alpha / r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout of the update's input, while training.")
     target_modules: Literal["all-linear"] | tuple[ModuleName, ...] = Field(
-        "all-linear", description="Last parts of layer names, or all linear layers but the output head."
+        "all-linear",
+        description="Last parts of layer names, the token embeddings' too, or all linear layers but the output head.",
     )
     use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r) instead. Kalajdzievski 2023.")
     rank_pattern: dict[ModuleName, Rank] = Field(

@@ -1,11 +1,13 @@
 """AdaLoRA in the forward, on disk and in a run: every family, and stock peft beside it."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from adalora_runs import new_adalora, pruned, stirred
 from peft import AdaLoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from test_laws import apart, gradients, logits, text
 from test_peft_files import ours, theirs
 from token_rows import facts_of_routed, random_corpus, spec
@@ -93,6 +95,30 @@ def test_what_stock_peft_wrote_by_that_name_we_compute(family, tmp_path, new_bas
     stock.save_pretrained(tmp_path)
     model = RoutedModel(new_base(family))
     assert apart(theirs(stock.eval()), ours(model, peft_files.read(tmp_path))) < 1e-5
+
+
+K = "base_model.model.model.layers.0.self_attn.k_proj"
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "reason"),
+    [
+        ({"use_dora": True, "bias": "all"}, {}, "bias 'all'"),
+        ({"a_variant_of_tomorrow": 1}, {}, "a_variant_of_tomorrow"),
+        ({"init_r": 0}, {}, "init_r 0.0 is not at least 1"),
+        ({"lora_dropout": 2}, {}, "lora_dropout 2.0"),
+        ({}, {f"{K}.lora_A": None}, "missing of .*k_proj"),
+        ({}, {f"{K}.lora_E": torch.zeros(9, 1)}, "share no rank"),
+        ({}, {f"{K}.lora_C": torch.zeros(9, 1)}, "not understood: .*lora_C"),
+    ],
+)
+def test_a_folder_that_means_more_is_refused(config, tensors, reason, tmp_path, new_facts):
+    peft_files.write_adalora(pruned(new_facts()), tmp_path, "a-base")
+    told, weights = tmp_path / peft_files.CONFIG, tmp_path / peft_files.WEIGHTS
+    told.write_text(json.dumps(json.loads(told.read_text()) | config))
+    save_file({name: t for name, t in (load_file(weights) | tensors).items() if t is not None}, weights)
+    with pytest.raises(ValueError, match=reason):
+        peft_files.read(tmp_path)
 
 
 def new_run(model, seed=11):

@@ -8,7 +8,7 @@ from core.cache import KVCache
 from core.effects import Effect, KVPrefix, LowRank, SoftPrompt
 from core.losses import next_token_loss
 from core.model import RoutedModel, Rows
-from core.routing import Routing, dropout_key
+from core.routing import Routing, dropout_key, tensors_of
 
 # Of logits of up to 4, where a step of bf16 is 0.016 to 0.031: products are rounded otherwise in a batch of another
 # shape, by up to 0.055 as seen so far.
@@ -214,7 +214,7 @@ def test_checkpointing_changes_no_gradient(family, new_base, new_facts, new_lora
 def test_checkpointing_changes_no_gradient_of_virtual_tokens(kind, new_base, new_facts, new_effects):
     def grads(model):
         effect = new_effects(new_facts())[kind]
-        tensors = [t.requires_grad_() for t in vars(effect).values()]
+        tensors = [t.requires_grad_() for t in tensors_of(effect)]
         routing = Routing.of_rows([effect])
         batch = Rows.of([row_for(effect, text(8, 1))], first_positions=routing.first_positions())
         with model.wearing(routing):

@@ -114,28 +114,27 @@ def test_stock_peft_computes_what_a_method_wrote(base, name, tmp_path, new_base,
     method = new_method(name, new_facts(base), seed=3)
     peft_files.write(method, tmp_path, "a-base")
     model, words = RoutedModel(new_base(base)), text(11, 5)
-    read = peft_files.read(tmp_path)
-    model.check(read)
+    read = model.resident(peft_files.read(tmp_path))
     here = logits(model, [read], [row_for(read, words)])[0][-1]
     live = effects_of(method)[0]
     assert apart(here, logits(model, [live], [row_for(live, words)])[0][-1]) < 1e-5
     stock = PeftModel.from_pretrained(new_base(base), tmp_path).eval()
-    ids = in_stock_ids(tmp_path, read, words)
+    ids, reserved = in_stock_ids(tmp_path, read, words)
     with torch.no_grad():
-        assert apart(stock(torch.tensor([ids])).logits[0, -1], here) < 1e-5
+        there = stock(torch.tensor([ids])).logits[0, -1]
+    # Where the head is tied to the table, the reserved ids' own logits are replaced too: no answer may hold them.
+    words_left = [i for i in range(len(here)) if i not in reserved]
+    assert apart(there[words_left], here[words_left]) < 1e-5
     assert apart(here, logits(model, [None], [words])[0][-1]) > 1e-3
 
 
 def in_stock_ids(folder, effect, words):
     """Stock PEFT puts a prompt in front by itself; a template is written with the reserved ids that stand for it."""
-    if not isinstance(effect, SoftPrompt) or not (folder / "graft_template.json").exists():
-        return words
-
     config = json.loads((folder / "adapter_config.json").read_text())
     if config["peft_type"] != "TRAINABLE_TOKENS":
-        return words
+        return words, []
     reserved = config["token_indices"]
-    return [i if i >= 0 else reserved[-1 - i] for i in effect.layout.around(words)]
+    return [i if i >= 0 else reserved[-1 - i] for i in effect.layout.around(words)], reserved
 
 
 @ON_EACH_BASE
@@ -159,7 +158,8 @@ def test_a_method_learns_and_leaves_the_base_bitwise_as_it_was(name, llama, new_
     before = {key: p.clone() for key, p in llama.base.named_parameters()}
     run = new_run(name, new_facts(), n_epochs=12, learning_rate=0.02)
     losses = [event.loss for event in train(llama, [run])]
-    assert losses[-1] < losses[0] - 0.1
+    epoch = run.steps_per_epoch
+    assert sum(losses[-epoch:]) < sum(losses[:epoch]) - 0.1
     assert all(torch.equal(p, before[key]) and p.grad is None for key, p in llama.base.named_parameters())
 
 

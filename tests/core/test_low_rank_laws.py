@@ -5,9 +5,12 @@ import torch
 from test_laws import PRECISIONS, TOLERANCE, apart, decoded, gradients, logits, text
 from test_peft_low_rank import asked, stirred
 
+from core.base.facts import facts_of
+from core.base.nf4 import quantise_linears
+from core.methods import METHODS
 from core.methods.lora import Lora
 from core.model import RoutedModel
-from core.specs.method import LoraSpec
+from core.specs.method import AdaLoraSpec, LoraSpec, QLoraSpec
 
 KINDS = ["patterns", "dora", "pissa", "embeddings"]
 
@@ -66,6 +69,21 @@ def test_an_untrained_adapter_changes_no_bit(family, spec, new_base, new_facts, 
             (a if site.is_table else b).zero_()
     model, row = RoutedModel(new_base(family)), text(12, 1)
     assert torch.equal(logits(model, [lora.effect()], [row])[0], logits(model, [None], [row])[0])
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "adalora"])
+def test_an_untrained_adapter_changes_no_bit_of_a_base_in_4_bits(family, method, new_base):
+    base = new_base(family)
+    quantise_linears(base, head=base.get_output_embeddings(), device=base.device, dtype=torch.float32)
+    spec = {"lora": LoraSpec(use_dora=True), "qlora": QLoraSpec(), "adalora": AdaLoraSpec()}[method]
+    learned = METHODS[method](spec, facts_of(base), generator=torch.Generator().manual_seed(1))
+    model, row = RoutedModel(base), text(12, 1)
+    bare = logits(model, [None], [row])[0]
+    assert torch.equal(logits(model, [learned.effect()], [row])[0], bare)
+    with torch.no_grad():
+        for parameter in learned.parameters():
+            parameter.add_(0.01)
+    assert not torch.equal(logits(model, [learned.effect()], [row])[0], bare)
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])

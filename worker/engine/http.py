@@ -162,6 +162,20 @@ def create_app(desk: Desk) -> Starlette:
         inspected = await _in(desk.measuring, lambda: desk.inspect(spec))
         return JSONResponse(inspected.model_dump(mode="json"))
 
+    return Starlette(
+        routes=[
+            Route("/generate", _known(desk, generate), methods=["POST"]),
+            Route("/measure", _known(desk, measure), methods=["POST"]),
+            Route("/inspect", _known(desk, inspect), methods=["POST"]),
+            *_states(desk),
+        ],
+        exception_handlers={Refused: _answer, Exception: _answer_failure},
+    )
+
+
+def _states(desk: Desk) -> list[Route]:
+    """Where people and supervisors look."""
+
     async def status(_: Request) -> Response:
         about = {"base_model": desk.base_model, "is_ready": desk.is_ready}
         return JSONResponse(about | (desk.engine.status() if desk.engine else {}))
@@ -173,17 +187,7 @@ def create_app(desk: Desk) -> Starlette:
     async def ready(_: Request) -> Response:
         return JSONResponse({"ready": desk.is_ready}, 200 if desk.is_ready else 503)
 
-    return Starlette(
-        routes=[
-            Route("/generate", _known(desk, generate), methods=["POST"]),
-            Route("/measure", _known(desk, measure), methods=["POST"]),
-            Route("/inspect", _known(desk, inspect), methods=["POST"]),
-            Route("/status", _known(desk, status)),
-            Route("/live", live),
-            Route("/ready", ready),
-        ],
-        exception_handlers={Refused: _answer, Exception: _answer_failure},
-    )
+    return [Route("/status", _known(desk, status)), Route("/live", live), Route("/ready", ready)]
 
 
 def _known(desk: Desk, route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:

@@ -1,6 +1,7 @@
 """A base model in NF4: the same layers with 4-bit weights, frozen bit for bit, and gradients that pass through."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
+from core.base.catalogue import entry
 from core.base.facts import facts_of, linears_of
 from core.base.load import open_base
 from core.base.nf4 import Linear4bit, checksum, dense_weight, quantise_linears
 from core.model import RoutedModel, Rows
 from core.ops import nf4
 from core.routing import Routing
+from core.settings import EMBEDDED_BASE_MODELS
 
 SHAPES = [(64, 64), (96, 40), (33, 64), (5, 7), (8, 8), (128, 200)]
 
@@ -99,6 +102,19 @@ def test_stored_bits_a_parameter_are_those_of_the_paper():
     layer = layer_of(normal(1024, 1024))
     bits = 8 * sum(part.numel() * part.element_size() for name, part in layer.stored().items() if name != "offset")
     assert bits / 1024**2 == 4.126953125
+
+
+@pytest.mark.smollm2
+@pytest.mark.xdist_group("smollm2")
+def test_the_linear_layers_of_the_real_base_take_4_127_bits_a_parameter():
+    name = "smollm2-135m-instruct"
+    how = {"cache_dir": Path(".cache/tests"), "device": "cpu", "precision": "fp32"}
+    base = open_base(entry(EMBEDDED_BASE_MODELS, name), base_precision="nf4", **how)
+    layers = list(linears_of(base.model).values())
+    bits = 8 * sum(part.numel() * part.element_size() for layer in layers for part in layer.stored().values())
+    parameters = sum(layer.in_features * layer.out_features for layer in layers)
+    assert parameters == 106_168_320
+    assert bits / parameters == pytest.approx(4.127, abs=0.0005)
 
 
 def test_only_the_linear_layers_are_quantised_the_head_is_not(new_base, family):

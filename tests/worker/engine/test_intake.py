@@ -43,6 +43,7 @@ def test_new_tokens_are_capped_by_what_is_left_of_the_context(intake):
     ("asked", "status", "code", "words"),
     [
         ({"prompt": "x", "base_model": "other"}, 404, "model_not_found", "serves tiny, not other"),
+        ({"prompt": "x", "base_precision": "nf4"}, 404, "precision_unavailable", "serves tiny in bf16, not in nf4"),
         ({}, 400, "invalid_request", "one of messages, prompt and prompt_ids"),
         ({"prompt": "x", "prompt_ids": (7,)}, 400, "invalid_request", "one of messages, prompt and prompt_ids"),
         ({"prompt": "x", "offset": 1}, 400, "invalid_request", "offset goes with prompt_ids"),

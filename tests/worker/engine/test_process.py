@@ -115,6 +115,17 @@ def asked(**sampling):
     return prompt | {"sampling": {"temperature": 1.0, "seed": 1} | sampling}
 
 
+def test_an_nf4_engine_says_so_serves_its_base_in_4_bits_and_refuses_the_other(settings):
+    def work(client):
+        assert client.ready().details["base_precision"] == "nf4"
+        answer = client.http.post("/generate", json=asked(max_tokens=3) | {"base_precision": "nf4"})
+        assert Frame.model_validate_json(answer.text.splitlines()[-1]).fin
+        refused = client.http.post("/generate", json=asked(max_tokens=3))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "precision_unavailable")
+
+    assert live(settings.model_copy(update={"engine_precision": "nf4"}), work) == 0
+
+
 def test_it_is_ready_once_its_base_is_open_says_so_and_leaves_in_good_order(settings):
     def work(client):
         found = client.ready()
