@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from core import checkpoint
-from core.base.load import OpenBase, open_base
+from core.base.load import OpenBase
 from core.data.batches import Corpus
 from core.methods import METHODS
 from core.model import RoutedModel
@@ -36,7 +36,7 @@ from core.trainer import Failed, Score, Skipped, Step, evaluate, train
 from worker import due, failpoints
 from worker.export import details_of, export
 from worker.meters import Ranks, memory_bytes
-from worker.reading import corpus_of, start_of
+from worker.reading import base_of, corpus_of, start_of
 from worker.shift import measured_shift
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
@@ -105,16 +105,7 @@ class Attempt:
         self.say(PhaseReport(phase="loading_model"))
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
-        base = open_base(
-            self.assignment.base,
-            cache_dir=self.assignment.cache_dir,
-            device=self.settings.device,
-            precision=self.settings.precision,
-            base_precision=self.spec.method.base_precision,
-        )
-        if base.device.type == "cuda":
-            torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - torch's own signature
-        return base
+        return base_of(self.assignment, self.settings)
 
     def _read(self, path: Path, param: str) -> Corpus:
         if self.drain.is_set():

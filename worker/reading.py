@@ -1,4 +1,4 @@
-"""A job's files to what its trainer takes: token rows, all of them or none, and the prompt that it starts from.
+"""A job's files to what its trainer takes: a base model, token rows, all or none, and the prompt that it starts from.
 
 Whatever a line is refused for is found before training starts.
 """
@@ -7,13 +7,17 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from core.adapter_files import read_zip
+from core.base.load import OpenBase, open_base
 from core.data.batches import Corpus
 from core.data.formats import Fault, check, read
 from core.data.tokens import TooLongError, encode_all, measure
 from core.effects import SoftPrompt
+from core.settings import Settings
+from core.specs.assignment import Assignment
 from core.specs.training import TrainSpec
 
 FAULTS_KEPT = 100
@@ -28,6 +32,20 @@ class UnusableFileError(ValueError):
         first = self.details[0]
         more = f" ({n_faults - 1} more)" if n_faults > 1 else ""
         super().__init__(f"line {first['line']}: {first['message']}{more}")
+
+
+def base_of(assignment: Assignment, settings: Settings) -> OpenBase:
+    """The base model, in the precision that the method asks for, to compute the same on every run."""
+    base = open_base(
+        assignment.base,
+        cache_dir=assignment.cache_dir,
+        device=settings.device,
+        precision=settings.precision,
+        base_precision=assignment.spec.method.base_precision,
+    )
+    if base.device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)  # noqa: FBT003 - torch's own signature
+    return base
 
 
 def corpus_of(path: Path, tokenizer: PreTrainedTokenizerFast, spec: TrainSpec, *, context: int, param: str) -> Corpus:
