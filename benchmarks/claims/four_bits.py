@@ -11,6 +11,7 @@ from benchmarks.claims.finding import Figure, Finding, at_least, mean
 from benchmarks.claims.learn import Recipe, judged, trained
 from core.base.nf4 import quantise_linears
 from core.methods import METHODS
+from core.ops.nf4 import BLOCK
 from core.specs.method import LoraSpec
 
 CLAIM = "LoRA on an NF4 base learns at least 95 % of what it learns on the base itself"
@@ -62,4 +63,4 @@ def _in_fp4(base: LlamaForCausalLM) -> None:
     head = base.get_output_embeddings()  # type: ignore[no-untyped-call]
     for module in base.modules():
         if isinstance(module, torch.nn.Linear) and module is not head:
-            module.weight.data = quantisers.rounded(module.weight.data, levels, quantisers.BLOCK)
+            module.weight.data = quantisers.rounded(module.weight.data, levels, BLOCK)

@@ -1,6 +1,6 @@
 """Methods learning tasks on the toy model: through the trainer that jobs go through, and judged as it judges."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ class Recipe:
 
     rate: float
     steps: int
-    rows: int = 64  # of a step
+    rows: int = 32  # of a step
     distinct: int | None = None  # rows there are to learn from; None is new ones at every step
 
 
@@ -103,10 +103,3 @@ def train_spec(spec: MethodSpec, recipe: Recipe, epochs: int, seed: int) -> Trai
         eval_steps=None,
         seed=seed,
     )
-
-
-def means(results: Mapping[str, list[Learned]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean accuracy and mean last loss of each name."""
-    accuracy = {name: sum(one.accuracy for one in some) / len(some) for name, some in results.items()}
-    loss = {name: sum(one.last_loss for one in some) / len(some) for name, some in results.items()}
-    return accuracy, loss

@@ -89,7 +89,8 @@ def pretrained(cache: Path) -> LlamaForCausalLM:
         save_file({name: t.contiguous() for name, t in _pretrain().state_dict().items()}, path)
     base = _untrained()
     base.load_state_dict(load_file(path))
-    return base.eval()
+    base.train(mode=False)
+    return base
 
 
 def corpus(task: Task, count: int, seed: int, template: Template | None = None) -> Corpus:
@@ -159,7 +160,8 @@ def _pretrain() -> LlamaForCausalLM:
         for head in ("instruction", "labels"):
             ids = _texts(BATCH // 2, head, generator)
             logits = model(ids).logits
-            (cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()) / 2).backward()
+            loss = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()) / 2
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimiser.step()
         optimiser.zero_grad()
     return model
