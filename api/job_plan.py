@@ -49,6 +49,7 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
         seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         n_examples=(training_file.validation or {}).get("n_examples", 1),
     )
+    _refuse_unfit_schedule(spec, (training_file.validation or {}).get("n_examples", 1))
     if spec.max_seq_length < SHORTEST_ROW:
         raise errors.bad_request(
             f"a prefix of {method.prefix_length} leaves {spec.max_seq_length} tokens of the context for rows; "
@@ -58,6 +59,14 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
         )
     spec = spec.model_copy(update={"init_adapter_sha256": init_sha256})
     return Plan(spec, training_file, validation_file or None)
+
+
+def _refuse_unfit_schedule(spec: TrainSpec, n_examples: int) -> None:
+    steps = -(-n_examples // spec.batch_size) * spec.n_epochs
+    try:
+        spec.method.must_fit(steps)
+    except ValueError as error:
+        raise errors.bad_request(str(error), param="peft.tinit", code="invalid_value") from None
 
 
 async def refuse_long_rows(resources: Resources, planned: Plan) -> None:

@@ -180,13 +180,7 @@ class AdaLora(nn.Module):
     def budget(self, of: int) -> Budget:
         """Of a run of so many steps. Raises ValueError where none would be left to prune in."""
         spec, count = self.spec, len(self.sites)
-        tinit = of // 10 if spec.tinit == "auto" else spec.tinit
-        tfinal = 3 * of // 10 if spec.tfinal == "auto" else spec.tfinal
-        if tinit >= of - tfinal:
-            raise ValueError(
-                f"tinit {tinit} and tfinal {tfinal} leave none of the {of} steps to prune in: lower them, or leave "
-                "them 'auto'"
-            )
+        tinit, tfinal = spec.phases(of)
         return Budget(count * spec.init_r, count * spec.target_r, tinit, of - tfinal, spec.deltaT)
 
     @property

@@ -37,6 +37,9 @@ class BaseMethodSpec(Spec):
         """How many rows answer one request: one, but for an ensemble."""
         return 1
 
+    def must_fit(self, steps: int) -> None:
+        """Raise ValueError if a run of so many steps cannot learn this."""
+
     @property
     def starts_from(self) -> str | None:
         """The name or id of the adapter that it starts from, if it does."""
@@ -98,6 +101,21 @@ class AdaLoraSpec(BaseMethodSpec):
         "norm", description="The penalty: mean Frobenius norms, as the authors' code, or their squares, as the paper."
     )
     official_ties: bool = Field(False, description="Prune every triplet that ties with the last, as the authors' code.")
+
+    def phases(self, steps: int) -> tuple[int, int]:
+        """tinit and tfinal of a run of so many steps. Raises ValueError where none would be left to prune in."""
+        tinit = steps // 10 if self.tinit == "auto" else self.tinit
+        tfinal = 3 * steps // 10 if self.tfinal == "auto" else self.tfinal
+        if tinit >= steps - tfinal:
+            raise ValueError(
+                f"tinit {tinit} and tfinal {tfinal} leave none of the {steps} steps to prune in: lower them, or leave "
+                "them 'auto'"
+            )
+        return tinit, tfinal
+
+    def must_fit(self, steps: int) -> None:
+        """As phases."""
+        self.phases(steps)
 
     @model_validator(mode="after")
     def _only_prunes(self) -> Self:
