@@ -19,6 +19,7 @@ IMPATIENT = {  # what takes minutes in a service takes moments in a test
     "GRAFT_DEVICE": "cpu",
     "GRAFT_PRECISION": "fp32",
     "GRAFT_THREADS": "1",
+    "GRAFT_ENGINE_PRECISIONS": '["bf16"]',  # a second engine costs a small machine more than these journeys need
     "GRAFT_LEASE_S": "6",
     "GRAFT_HEARTBEAT_S": "0.5",
     "GRAFT_SWEEP_S": "0.5",
