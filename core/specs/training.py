@@ -16,7 +16,7 @@ LEARNING_RATES = {
     "qlora": 5e-4,
     "adalora": 2e-3,
     "prefix_tuning": 1e-3,
-    "prompt_tuning": 1e-2,
+    "prompt_tuning": 2e-2,
     "p_tuning": 1e-3,
 }
 

@@ -1,7 +1,7 @@
 """POST /v1/adapters/import: a model that can be called at once, or words that name the fault and no row."""
 
 import pytest
-from serving import BASE
+from serving import BASE, running
 
 from core.records import adapters, audit
 
@@ -19,7 +19,14 @@ def nothing_was_kept(service):
     return True
 
 
-def test_an_import_is_a_model_at_once(service, engine):
+@pytest.fixture
+def nf4_engine(service):
+    with running(service, precision="nf4") as fake:
+        yield fake
+
+
+def test_an_import_is_a_model_at_once(service, nf4_engine):
+    engine = nf4_engine
     answer = bring(service, suffix="From Elsewhere", base_precision="nf4")
     assert answer.status_code == 200, answer.text
     adapter = answer.json()

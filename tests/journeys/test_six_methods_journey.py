@@ -1,4 +1,4 @@
-"""Six methods by REST on one NF4 base, through every real process: trained, served in one batch, loaded by stock PEFT."""
+"""Six methods by REST on one NF4 base, by real processes: trained, served in one batch, loaded by stock PEFT."""
 
 import io
 import json

@@ -78,7 +78,10 @@ def bench(done):
     """What a shift is measured with: an untrained method, rows, the two bases and the assignment."""
     _, assignment = done
     small, wide = opened(assignment, "nf4"), opened(assignment, "bf16")
-    corpus = corpus_of(assignment.training_file, small.tokenizer, assignment.spec, param="training_file")
+    context = small.facts.context
+    corpus = corpus_of(
+        assignment.training_file, small.tokenizer, assignment.spec, context=context, param="training_file"
+    )
     return Lora(assignment.spec.method, small.facts), corpus, small, wide, assignment
 
 

@@ -145,9 +145,8 @@ def test_adapters_of_no_job_are_many_found_by_name_and_deleted_one_by_one(db, ac
     assert resolve(db, account, made[0].name).sha256 == "a" * 64
     assert resolve(db, stranger, made[0].name) is None
     with db.session() as session:
-        assert [(e.action, e.target) for e in audit.listed(session, account).rows] == [
-            ("adapter.imported", row.name) for row in reversed(made)
-        ]
+        told = [(e.action, e.target) for e in audit.listed(session, account).rows if e.action != "key.created"]
+        assert told == [("adapter.imported", row.name) for row in reversed(made)]
     with db.writing() as session:
         assert adapters.delete(session, account, made[0].name)
     assert resolve(db, account, made[0].name) is None

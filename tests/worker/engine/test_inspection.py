@@ -33,6 +33,7 @@ from worker.engine.intake import Refused
 WORDS = [5, 17, 80, 3, 42, 9, 61, 33, 12, 7, 28]
 ABOUT = {
     "base_model": BASE,
+    "base_precision": "bf16",
     "base_revision_sha256": "1" * 64,
     "chat_template_sha256": "2" * 64,
     "computed_in": "fp32",
@@ -79,10 +80,14 @@ def zipped(files, prefix=""):
     return content.getvalue()
 
 
+QUANTISED = {"base_precision": "nf4", "base_quantisation": {"type": "nf4", "block": 64, "double_quant": True}}
+
+
 @pytest.fixture
-def inspected(kitchen, tmp_path):
-    """inspected(content, **InspectSpec fields): as POST /inspect answers it."""
-    inspector = Inspector(kitchen.store, tmp_path / "cache", kitchen.model, ABOUT)
+def inspected(kitchen, tmp_path, request):
+    """inspected(content, **InspectSpec fields): as POST /inspect answers it; of a base in NF4, if so parametrised."""
+    about = ABOUT | getattr(request, "param", {})
+    inspector = Inspector(kitchen.store, tmp_path / "cache", kitchen.model, about)
 
     def ask(content, **fields):
         blob = kitchen.store.put_bytes(content)
@@ -148,6 +153,7 @@ def test_stock_peft_loads_what_an_import_became(kind, *, kitchen, inspected, new
     assert (theirs(PeftModel.from_pretrained(new_base(), again).eval()) - before).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("inspected", [QUANTISED], indirect=True)
 def test_the_same_upload_becomes_the_same_bytes_and_a_whole_manifest(kitchen, inspected, new_base, tmp_path):
     files = folder_of(stock(new_base, "LORA"), tmp_path / "theirs")
     found = inspected(zipped(files), base_precision="nf4")
@@ -160,7 +166,7 @@ def test_the_same_upload_becomes_the_same_bytes_and_a_whole_manifest(kitchen, in
         assert facts == {"sha256": kitchen.store.put_bytes(kept[name]).sha256, "size_bytes": len(kept[name])}
     assert manifest["origin"] == found.details["origin"] == "import"
     assert manifest["base_model"] == BASE
-    assert manifest["base_quantisation"]["quant_type"] == "nf4"
+    assert manifest["base_quantisation"]["type"] == "nf4"
     assert manifest["imported"]["format"] == "peft"
     assert "BitsAndBytesConfig" in kept["README.md"].decode()
     config = json.loads(kept[CONFIG])
