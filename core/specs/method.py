@@ -103,7 +103,7 @@ class AdaLoraSpec(BaseMethodSpec):
     official_ties: bool = Field(False, description="Prune every triplet that ties with the last, as the authors' code.")
 
     def phases(self, steps: int) -> tuple[int, int]:
-        """tinit and tfinal of a run of so many steps. Raises ValueError where none would be left to prune in."""
+        """The tinit and tfinal of a run of so many steps. Raises ValueError where none would be left to prune in."""
         tinit = steps // 10 if self.tinit == "auto" else self.tinit
         tfinal = 3 * steps // 10 if self.tfinal == "auto" else self.tfinal
         if tinit >= steps - tfinal:
