@@ -1,6 +1,6 @@
 """An ensemble's vote: the answer most of its members gave. Pure: knows no engine and no request.
 
-Lester et al. 2021, arXiv:2104.08691, section 3.4: a plain majority. Ties go to the likeliest answer, which is our rule.
+Lester et al. 2021, arXiv:2104.08691, section 6: a plain majority. Ties go to the likeliest answer, which is our rule.
 """
 
 from collections import Counter

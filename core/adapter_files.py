@@ -1,7 +1,7 @@
 """An adapter on disk, whole: one PEFT folder, or of an ensemble one for each member, and an index beside them.
 
 The index is ensemble.json: {"format": 1, "members": N, "vote": "majority", "tie": "mean_logprob"}. The folders are
-member-0, member-1 and so on; each is an adapter by itself, which stock PEFT loads. Lester et al. 2021, section 3.4.
+member-0, member-1 and so on; each is an adapter by itself, which stock PEFT loads. Lester et al. 2021, section 6.
 """
 
 import json

@@ -73,7 +73,7 @@ Effect = LowRank | SoftPrompt | KVPrefix
 class Ensemble:
     """Several effects of one task, learned side by side. No row wears it whole: each member has rows of its own.
 
-    Lester et al. 2021, arXiv:2104.08691, section 3.4: the members' answers are put to a vote.
+    Lester et al. 2021, arXiv:2104.08691, section 6: the members' answers are put to a vote.
     """
 
     members: tuple[Effect, ...]

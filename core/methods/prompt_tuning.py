@@ -8,7 +8,7 @@ class_label  token i is the mean embedding of the i-th label's tokens; from voca
 text         embeddings of a text, again and again where the prompt is longer
 adapter      another prompt, cut or repeated alike
 
-An ensemble (section 3.4) is N prompts learned side by side, each exactly as it would be by itself.
+An ensemble (section 6) is N prompts learned side by side, each exactly as it would be by itself.
 """
 
 import hashlib
