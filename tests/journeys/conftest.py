@@ -50,7 +50,7 @@ def make_service(tmp_path_factory, tiny_base):
 
     def make(**settings):
         base = {"GRAFT_BASE_MODELS": json.dumps({"tiny": str(tiny_base)}), "GRAFT_DEFAULT_BASE_MODEL": "tiny"}
-        made.append(Service(tmp_path_factory.mktemp("journey") / "data", **IMPATIENT, **base, **settings))
+        made.append(Service(tmp_path_factory.mktemp("journey") / "data", **IMPATIENT | base | settings))
         return made[-1]
 
     yield make
