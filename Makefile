@@ -46,6 +46,12 @@ test: .venv/dev .cache/openai ## every test that a machine without a GPU can run
 journey: .venv/dev ## upload, train and generate through every real process
 	@exec .venv/bin/python -m pytest -m journey
 
+faults: .venv/dev ## kill and deceive workers, and find every job finished once
+	@exec .venv/bin/python -m pytest tests/faults tests/journeys/test_faults_journey.py
+
+bench: .venv/dev ## the papers' claims on a toy model, then six methods on CLINC150 (needs its data)
+	@.venv/bin/python -m benchmarks.claims && .venv/bin/python -m benchmarks.methods
+
 lint: .venv/dev ## ruff, mypy, import laws
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check . && .venv/bin/mypy && .venv/bin/lint-imports --no-cache
 
