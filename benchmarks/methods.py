@@ -10,6 +10,7 @@ import json
 import os
 import statistics
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -58,8 +59,11 @@ def main() -> int:
         base = settings.default_base_model
         told, untold = accuracy(client, base, held_out, intents), accuracy(client, base, held_out)
         console.print(f"The untuned base: {told:.1%} when told the {len(intents)} intents, {untold:.1%} when not")
-        file = client.files.create(file=("clinc150.jsonl", BytesIO(as_chat(train))), purpose="fine-tune")
-        jobs = {method: submit(client, base, file.id, method, options.epochs) for method in options.only}
+        if options.adopt:
+            jobs = adopted(client, options.only)
+        else:
+            file = client.files.create(file=("clinc150.jsonl", BytesIO(as_chat(train))), purpose="fine-tune")
+            jobs = {method: submit(client, base, file.id, method, options.epochs) for method in options.only}
         with progress() as bar:
             done = {m: follow(client, job, bar, bar.add_task(m, total=None, says="queued")) for m, job in jobs.items()}
         outcomes = [
@@ -88,8 +92,25 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=20, help="training rows of each intent")
     parser.add_argument("--held-out", type=int, default=20, help="test rows of each intent")
     parser.add_argument("--epochs", default="auto", help="passes over the training rows")
+    parser.add_argument("--adopt", action="store_true", help="go on with the jobs of a call that was stopped")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
     return parser.parse_args()
+
+
+def adopted(client: OpenAI, methods: Sequence[str]) -> dict[str, FineTuningJob]:
+    """The newest job of each method that an earlier call submitted."""
+    known = {suffix_of(method): method for method in methods}
+    found: dict[str, FineTuningJob] = {}
+    for job in client.fine_tuning.jobs.list():  # newest first
+        method = known.get(str(getattr(job, "suffix", None)))
+        if method is not None:
+            found.setdefault(method, job)
+    return {method: found[method] for method in methods}
+
+
+def suffix_of(method: str) -> str:
+    """What the models of a method are called by."""
+    return method.replace("_", "-")
 
 
 def submit(client: OpenAI, base: str, file_id: str, method: str, epochs: str) -> FineTuningJob:
@@ -97,7 +118,7 @@ def submit(client: OpenAI, base: str, file_id: str, method: str, epochs: str) ->
     return client.fine_tuning.jobs.create(
         model=base,
         training_file=file_id,
-        suffix=method.replace("_", "-"),
+        suffix=suffix_of(method),
         seed=7,
         hyperparameters={"n_epochs": epochs if epochs == "auto" else int(epochs)},  # type: ignore[arg-type]
         extra_body={"peft": {"type": method}},
