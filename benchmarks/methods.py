@@ -10,7 +10,6 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -38,7 +37,7 @@ class Outcome:
     parameters: int
     adapter_bytes: int
     steps: int
-    step_s: float  # median
+    step_s: float  # a mean step's tokens at the median rate
     peak_bytes: int  # of the trainer process
     learning_rate: float
     seconds: float  # of the whole job, opening the base included
@@ -59,11 +58,9 @@ def main() -> int:
         base = settings.default_base_model
         told, untold = accuracy(client, base, held_out, intents), accuracy(client, base, held_out)
         console.print(f"The untuned base: {told:.1%} when told the {len(intents)} intents, {untold:.1%} when not")
-        if options.adopt:
-            jobs = adopted(client, options.only)
-        else:
-            file = client.files.create(file=("clinc150.jsonl", BytesIO(as_chat(train))), purpose="fine-tune")
-            jobs = {method: submit(client, base, file.id, method, options.epochs) for method in options.only}
+        known = adopted(client) if options.adopt else {}
+        file = client.files.create(file=("clinc150.jsonl", BytesIO(as_chat(train))), purpose="fine-tune")
+        jobs = {m: known.get(m) or submit(client, base, file.id, m, options.epochs) for m in options.only}
         with progress() as bar:
             done = {m: follow(client, job, bar, bar.add_task(m, total=None, says="queued")) for m, job in jobs.items()}
         outcomes = [
@@ -97,15 +94,15 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def adopted(client: OpenAI, methods: Sequence[str]) -> dict[str, FineTuningJob]:
-    """The newest job of each method that an earlier call submitted."""
-    known = {suffix_of(method): method for method in methods}
+def adopted(client: OpenAI) -> dict[str, FineTuningJob]:
+    """The newest job of each method that an earlier call submitted, but for those cancelled or failed."""
+    known = {suffix_of(method): method for method in METHODS}
     found: dict[str, FineTuningJob] = {}
     for job in client.fine_tuning.jobs.list():  # newest first
         method = known.get(str(getattr(job, "suffix", None)))
-        if method is not None:
+        if method is not None and job.status not in ("cancelled", "failed"):
             found.setdefault(method, job)
-    return {method: found[method] for method in methods}
+    return found
 
 
 def suffix_of(method: str) -> str:
@@ -136,8 +133,8 @@ def outcome(client: OpenAI, method: str, job: FineTuningJob, hits: float) -> Out
         parameters=int(adapter["details"]["parameters"]),
         adapter_bytes=int(adapter["bytes"]),
         steps=max(int(s["step"]) for s in steps),
-        step_s=statistics.median(s["tokens"] / s["tokens_per_s"] for s in steps),
-        peak_bytes=max(int(s["memory_bytes"]) for s in steps),
+        step_s=(job.trained_tokens or 0) / len(steps) / statistics.median(s["tokens_per_s"] for s in steps),
+        peak_bytes=max(int(s["gpu_mem_bytes"]) for s in steps),
         learning_rate=max(float(s["learning_rate"]) for s in steps),
         seconds=float((job.finished_at or 0) - started),
         accuracy=hits,
