@@ -60,7 +60,8 @@ def main() -> int:
         console.print(f"The untuned base: {told:.1%} when told the {len(intents)} intents, {untold:.1%} when not")
         known = adopted(client) if options.adopt else {}
         file = client.files.create(file=("clinc150.jsonl", BytesIO(as_chat(train))), purpose="fine-tune")
-        jobs = {m: known.get(m) or submit(client, base, file.id, m, options.epochs) for m in options.only}
+        kept = {m: job for m, job in known.items() if m not in options.again}
+        jobs = {m: kept.get(m) or submit(client, base, file.id, m, options.epochs) for m in options.only}
         with progress() as bar:
             done = {m: follow(client, job, bar, bar.add_task(m, total=None, says="queued")) for m, job in jobs.items()}
         outcomes = [
@@ -90,6 +91,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=20, help="test rows of each intent")
     parser.add_argument("--epochs", default="auto", help="passes over the training rows")
     parser.add_argument("--adopt", action="store_true", help="go on with the jobs of a call that was stopped")
+    parser.add_argument("--again", nargs="+", choices=METHODS, default=(), help="with --adopt: but train these anew")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
     return parser.parse_args()
 
