@@ -17,7 +17,7 @@ LEARNING_RATES = {
     "adalora": 2e-3,
     "prefix_tuning": 1e-3,
     "prompt_tuning": 2e-2,
-    "p_tuning": 5e-3,
+    "p_tuning": 3e-3,
 }
 
 
