@@ -1,8 +1,8 @@
 """AdaLoRA as Hugging Face PEFT writes it by its own name: what an ADALORA config and its tensors mean. Knows no file.
 
 P is lora_B [O, R], Λ lora_E [R, 1], Q lora_A [R, I], cut to the rows that are kept; rank_pattern says which those were.
-The scale stays lora_alpha / init_r. Our own adapters leave as plain LORA, which more readers know; this is for those
-who go on pruning elsewhere, and for reading what others made.
+The scale stays lora_alpha / init_r. Our own adapters leave as plain LORA, which more readers know, unless export_as
+asks for this, as those do who go on pruning elsewhere; and it is how others' adapters are read.
 """
 
 import re
@@ -60,27 +60,3 @@ def adalora_tensors(method: AdaLora) -> dict[str, Tensor]:
             f"{ROOT}{site.name}.lora_B": t.p[:, t.kept],
         }
     return found
-
-
-def adalora_config(method: AdaLora) -> dict[str, Any]:
-    """Its adapter_config.json. PEFT refuses one whose schedule has no step to prune in, so an untrained one has one."""
-    spec, steps = method.spec, int(method.steps)
-    budget = method.budget(steps) if steps else None
-    kept = {
-        f"{site.name}.lora_E": t.get_buffer("kept").tolist()
-        for site, t in zip(method.sites, method.triplets, strict=True)
-    }
-    return {
-        "peft_type": "ADALORA",
-        **{name: getattr(spec, name) for name in ("init_r", "target_r", "deltaT", "beta1", "beta2", "orth_reg_weight")},
-        "tinit": budget.rest_until if budget else 0,
-        "tfinal": steps - budget.rest_from if budget else 0,
-        "total_step": steps or 1,
-        "lora_alpha": spec.lora_alpha,
-        "lora_dropout": spec.lora_dropout,
-        "target_modules": sorted(site.name for site in method.sites),
-        "fan_in_fan_out": any(site.is_conv1d for site in method.sites),
-        "bias": "none",
-        "modules_to_save": None,
-        "rank_pattern": kept,
-    }

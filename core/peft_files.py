@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.effects import Effect, Ensemble, KVPrefix, LowRank, SoftPrompt
 from core.methods.adalora import AdaLora
-from core.peft_adalora import adalora, adalora_config, adalora_tensors
+from core.peft_adalora import adalora, adalora_tensors
 from core.peft_low_rank import low_rank, low_rank_tensors
 from core.peft_virtual import (
     NOTE,
@@ -51,6 +51,9 @@ def write(method: Learned, folder: Path, base_model: str) -> None:
 
     base_model: what stock peft will look the base up by; our own id for it, or its name on the hub.
     """
+    if isinstance(method, AdaLora) and method.spec.export_as == "adalora":
+        write_adalora(method, folder, base_model)
+        return
     config = method.peft_config()
     with torch.no_grad():
         effect = _one(method.effect())
@@ -66,7 +69,7 @@ def write_adalora(method: AdaLora, folder: Path, base_model: str) -> None:
     """As write, by AdaLoRA's own name: P, Λ and Q apart, as only PEFT's ADALORA reads them."""
     with torch.no_grad():
         tensors = adalora_tensors(method)
-    _save(tensors, adalora_config(method), folder, base_model)
+    _save(tensors, method.native_config(), folder, base_model)
 
 
 def _save(tensors: Mapping[str, Tensor], config: Mapping[str, Any], folder: Path, base_model: str) -> None:

@@ -13,7 +13,7 @@ EXPECTED = {"bare prompt": 0.623, "LSTM and MLP": 0.724}
 
 def measure(cache: Path) -> Finding:
     """With and without."""
-    spec = PTuningSpec(template=f"{{v:{LENGTH}}}{{input}}{{target}}")
+    spec = PTuningSpec(template=f"{{v:{LENGTH}}}{{input}}{{target}}", encoder_reparameterization_type="LSTM")
     found = {"bare prompt": bare_prompts(cache), "LSTM and MLP": on_new_tasks(opened(cache), spec)}
     accuracy = {name: mean([one.accuracy for one in some]) for name, some in found.items()}
     bare, encoded = accuracy.values()

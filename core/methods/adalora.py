@@ -159,7 +159,29 @@ class AdaLora(nn.Module):
                 t.keep(t.kept)  # the optimiser has moved what was zero
 
     def peft_config(self) -> dict[str, Any]:
-        """A LORA config, each layer with its own rank, so that any reader of LoRA can. Rank 0 is left out."""
+        """A LORA config, each layer with its own rank, that any reader of LoRA knows; or PEFT's own."""
+        return self.native_config() if self.spec.export_as == "adalora" else self._lora_config()
+
+    def native_config(self) -> dict[str, Any]:
+        """PEFT's own. It refuses a schedule without a step to prune in, so that of an untrained method has one."""
+        spec, steps = self.spec, int(self.steps)
+        budget = self.budget(steps) if steps else None
+        same = ("init_r", "target_r", "deltaT", "beta1", "beta2", "orth_reg_weight", "lora_alpha", "lora_dropout")
+        return {
+            "peft_type": "ADALORA",
+            **{name: getattr(spec, name) for name in same},
+            "tinit": budget.rest_until if budget else 0,
+            "tfinal": steps - budget.rest_from if budget else 0,
+            "total_step": steps or 1,
+            "target_modules": sorted(site.name for site in self.sites),
+            "fan_in_fan_out": any(site.is_conv1d for site in self.sites),
+            "bias": "none",
+            "modules_to_save": None,
+            "rank_pattern": {f"{site.name}.lora_E": t.kept.tolist() for site, t in self._layers()},
+        }
+
+    def _lora_config(self) -> dict[str, Any]:
+        """Rank 0 is left out."""
         ranks = {name: rank for name, rank in self.ranks().items() if rank}
         return {
             "peft_type": "LORA",

@@ -101,6 +101,9 @@ class AdaLoraSpec(BaseMethodSpec):
         "norm", description="The penalty: mean Frobenius norms, as the authors' code, or their squares, as the paper."
     )
     official_ties: bool = Field(False, description="Prune every triplet that ties with the last, as the authors' code.")
+    export_as: Literal["lora", "adalora"] = Field(
+        "lora", description="The adapter's file: LoRA of many ranks, which every reader knows, or PEFT's own ADALORA."
+    )
 
     def phases(self, steps: int) -> tuple[int, int]:
         """The tinit and tfinal of a run of so many steps. Raises ValueError where none would be left to prune in."""
@@ -226,7 +229,7 @@ class PTuningSpec(BaseMethodSpec):
         description="{v:3} is three virtual tokens, {input} the prompt, {target} the answer; all else is words.",
     )
     encoder_reparameterization_type: Literal["LSTM", "MLP"] = Field(
-        "LSTM", description="What makes the embeddings: a bidirectional LSTM and an MLP, or the MLP alone."
+        "MLP", description="What makes the embeddings: an MLP, or a bidirectional LSTM and the MLP."
     )
     encoder_hidden_size: Auto | Annotated[int, Field(ge=8, le=8192)] = Field(
         "auto", description="Of the encoder, in each direction; 'auto' is half the base's width."

@@ -17,8 +17,10 @@ LEARNING_RATES = {
     "adalora": 2e-3,
     "prefix_tuning": 1e-3,
     "prompt_tuning": 2e-2,
-    "p_tuning": 3e-3,
+    "p_tuning": 2e-3,
 }
+# What makes virtual tokens is shaken apart by a first step at the full rate.
+WARMUP_RATIOS = {"prefix_tuning": 0.1, "prompt_tuning": 0.1, "p_tuning": 0.1}
 
 
 def _within(bounds: dict[str, tuple[float, float]], value: Auto | float, field: ValidationInfo) -> Auto | float:
@@ -51,7 +53,9 @@ class TrainingRequest(Spec):
     learning_rate: Auto | float = Field("auto")
     optimizer: Auto | Optimizer = Field("auto", description="'auto' is AdamW, and paged AdamW on an NF4 base.")
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = Field(0.03, ge=0, le=0.5)
+    warmup_ratio: Auto | float = Field(
+        "auto", description="Share of the steps over which the rate rises; 'auto' is 0.1 for virtual tokens, else 0.03."
+    )
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0, le=1000)
     max_seq_length: Auto | int = Field(
@@ -64,11 +68,12 @@ class TrainingRequest(Spec):
     eval_steps: Auto | int = Field("auto", description="Steps between validations; 'auto' is once an epoch.")
     n_checkpoints: int = Field(3, ge=1, le=10, description="How many checkpoints stay usable as models.")
 
-    @field_validator("learning_rate", "max_seq_length", "tokens_per_batch", "eval_steps")
+    @field_validator("learning_rate", "warmup_ratio", "max_seq_length", "tokens_per_batch", "eval_steps")
     @classmethod
     def _bounded(cls, value: Auto | float, field: ValidationInfo) -> Auto | float:
         bounds = {
             "learning_rate": (1e-7, 10.0),
+            "warmup_ratio": (0.0, 0.5),
             "max_seq_length": (8, 1_000_000),
             "tokens_per_batch": (64, 1_000_000),
             "eval_steps": (1, 1_000_000),
@@ -127,6 +132,7 @@ def resolve(
     if optimizer == "auto":
         optimizer = "paged_adamw_32bit" if method.base_precision == "nf4" else "adamw"
     room = max(0, context - method.prefix_length)
+    warmup = WARMUP_RATIOS.get(method.type, 0.03) if training.warmup_ratio == "auto" else training.warmup_ratio
     length = room if training.max_seq_length == "auto" else min(training.max_seq_length, room)
     return TrainSpec(
         base_model=base_model,
@@ -137,7 +143,7 @@ def resolve(
         learning_rate=rate * multiplier,
         optimizer=optimizer,
         lr_scheduler=training.lr_scheduler,
-        warmup_ratio=training.warmup_ratio,
+        warmup_ratio=warmup,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         max_seq_length=length,

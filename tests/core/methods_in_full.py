@@ -24,7 +24,11 @@ WEARABLE = {
     "prefix mlp": {"type": "prefix_tuning", "num_virtual_tokens": 5, "encoder_hidden_size": 16},
     "prompt": {"type": "prompt_tuning", "num_virtual_tokens": 4},
     "ensemble": {"type": "prompt_tuning", "num_virtual_tokens": 3, "ensemble_size": 2},
-    "p-tuning": {"type": "p_tuning", "template": "{v:2} a {v:3}{input}b{v:2}{target}"},
+    "p-tuning": {
+        "type": "p_tuning",
+        "template": "{v:2} a {v:3}{input}b{v:2}{target}",
+        "encoder_reparameterization_type": "LSTM",
+    },
 }
 LOW_RANK = [name for name, fields in WEARABLE.items() if fields["type"] in ("lora", "qlora", "adalora")]
 BY_TYPE = {spec.model_fields["type"].default: spec for spec in SPECS}

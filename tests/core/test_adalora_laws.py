@@ -65,6 +65,15 @@ def test_stock_peft_computes_what_we_wrote_either_way(family, write, tmp_path, *
     assert method.sites[2].name not in read.a
 
 
+def test_a_job_may_ask_for_the_file_by_peft_s_own_name(family, tmp_path, new_base, new_facts):
+    with torch.no_grad():
+        method = empty_one_site(pruned(new_facts(family), export_as="adalora"))
+        here = ours(RoutedModel(new_base(family)), method.effect())
+    peft_files.write(method, tmp_path, "a-base")
+    assert json.loads((tmp_path / peft_files.CONFIG).read_text())["peft_type"] == "ADALORA"
+    assert apart(theirs(PeftModel.from_pretrained(new_base(family), tmp_path)), here) < 1e-5
+
+
 def test_a_scale_by_the_rank_of_now_would_show(llama, new_facts):
     """The negative control of the scale: alpha is divided by init_r for the whole run."""
     method = pruned(new_facts())

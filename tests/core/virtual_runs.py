@@ -26,7 +26,12 @@ KINDS = {
     "prefix hidden": {"type": "prefix_tuning", "num_virtual_tokens": 3, "parametrization": "hidden"},
     "prompt": {"type": "prompt_tuning", "num_virtual_tokens": 4},
     "ensemble": {"type": "prompt_tuning", "num_virtual_tokens": 4, "ensemble_size": 3},
-    "p lstm": {"type": "p_tuning", "template": TEMPLATE, "encoder_dropout": 0.2},
+    "p lstm": {
+        "type": "p_tuning",
+        "template": TEMPLATE,
+        "encoder_reparameterization_type": "LSTM",
+        "encoder_dropout": 0.2,
+    },
     "p mlp": {"type": "p_tuning", "template": TEMPLATE, "encoder_reparameterization_type": "MLP"},
 }
 WORDS = [5, 17, 80, 3, 42, 9, 61, 33, 12, 7, 28]

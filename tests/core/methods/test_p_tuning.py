@@ -24,7 +24,8 @@ def facts(new_facts):
 
 
 def method(facts, *, seed=0, **spec):
-    return PTuning(PTuningSpec(**({"template": TEMPLATE} | spec)), facts, generator=seeded(seed))
+    given = {"template": TEMPLATE, "encoder_reparameterization_type": "LSTM"} | spec
+    return PTuning(PTuningSpec(**given), facts, generator=seeded(seed))
 
 
 def count(module):
