@@ -5,6 +5,7 @@ quoted, and holds as much as a line of JSON may.
 """
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
@@ -13,6 +14,7 @@ from core.data.json_lines import MAX_LINE_BYTES, lines, name, pointer
 from core.data.unpacking import UnreadableError
 
 DELIMITERS = ",;\t"
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how surrogateescape writes such bytes
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 csv.field_size_limit(MAX_LINE_BYTES)  # of the process; nothing else here reads CSV
@@ -83,10 +85,9 @@ def _row(number: int, cells: Sequence[str], columns: Sequence[str]) -> dict[str,
         message = f"the record has {len(cells)} cells, the first line names {len(columns)} columns"
         return Fault(number, "", "wrong_cells", message)
     for column, cell in zip(columns, cells, strict=True):
-        if any("\ud800" <= letter <= "\udfff" for letter in cell):
-            at = next(i for i, letter in enumerate(cell) if "\ud800" <= letter <= "\udfff")
-            byte = ord(cell[at]) - 0xDC00
-            message = f"character {at + 1} of the cell (byte 0x{byte:02x}) is not UTF-8"
+        if found := _NOT_UTF8.search(cell):
+            byte = ord(found[0]) - 0xDC00
+            message = f"character {found.start() + 1} of the cell (byte 0x{byte:02x}) is not UTF-8"
             return Fault(number, pointer(column), "invalid_utf8", message)
     return {column: cell for column, cell in zip(columns, cells, strict=True) if cell}
 

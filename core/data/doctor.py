@@ -4,6 +4,7 @@ What a tokeniser and a chat template make of it, core/data/preview.py finds.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from typing import Any
@@ -12,6 +13,7 @@ from core.data.faults import Fault, Faults
 from core.specs.dataset import DatasetFormat
 
 REMEMBERED = 200_000  # different examples, about 30 MB; later ones are compared with these alone
+_CANONICAL = json.JSONEncoder(sort_keys=True, check_circular=False, default=repr)
 _USERS = ("user", "human")
 _ASSISTANTS = ("assistant", "gpt")
 
@@ -28,7 +30,8 @@ class Doctor:
         self.warnings.add(*self._repeated(line, value), *_oddities(line, value, line_format))
 
     def _repeated(self, line: int, value: dict[str, Any]) -> Iterator[Fault]:
-        digest = hashlib.blake2b(repr(value).encode(errors="replace"), digest_size=8).digest()
+        written = _CANONICAL.encode(value).encode()
+        digest = hashlib.blake2b(written, digest_size=8).digest()
         first = self._first.get(digest)
         if first is not None:
             yield Fault(line, "", "duplicate", f"the example is the same as that of line {first}")
