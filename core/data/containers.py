@@ -77,7 +77,7 @@ class Records:
 
     def _is_header(self, columns: list[str], first: bytes) -> bool:
         """Whether a first line names columns: one that is known, or several that might be names."""
-        if first.lstrip()[:1] in (b"{", b"[", b"<", b""):
+        if first.removeprefix(_BYTE_ORDER_MARK).lstrip()[:1] in (b"{", b"[", b"<", b""):
             return False
         is_known = bool(set(columns) & self._columns) and not first.startswith(b'"')
         return is_known or (len(columns) > 1 and all(_HEADER_WORD.fullmatch(column) for column in columns))

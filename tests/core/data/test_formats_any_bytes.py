@@ -116,7 +116,9 @@ def test_no_bytes_make_check_raise_and_read_agrees_with_it(tmp_path, lines, end)
         assert len(list(read(path))) == report.n_examples
 
 
-def test_checking_reaches_neither_torch_nor_transformers():
-    program = "import sys, core.data.formats; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
+def test_checking_reaches_neither_torch_nor_transformers_and_loads_arrow_for_parquet_alone():
+    program = (
+        "import sys, core.data.formats; print({'torch', 'transformers', 'tokenizers', 'pyarrow'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

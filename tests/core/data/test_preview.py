@@ -1,5 +1,7 @@
 """Rows as a preview shows them: the very ids, mask and text that training uses."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -63,8 +65,26 @@ def test_every_format_is_shown_with_what_it_learns(jsonl, tokenizer):
 def test_a_text_behind_a_beginning_token_is_learned_whole(jsonl, tokenizers):
     [row] = shown(jsonl({"text": "hi there"}), tokenizers["mistral"]).rows
     assert [token.id for token in row.tokens].count(1) == 1
-    assert learned_texts(row) == ["hi there</s>"]
+    assert learned_texts(row) == [" hi there</s>"]
     assert row.tokens[0].label == -100
+
+
+def test_every_row_has_one_beginning_of_sequence_whatever_its_format_says(jsonl, tokenizers):
+    said = {
+        name: json.loads(json.dumps(example).replace("q", "<s>q").replace("Once", "<s>"))
+        for name, example in GOOD.items()
+    }
+    for name in ("llama3", "gemma", "mistral"):
+        for example_format, example in said.items():
+            if name != "mistral" and example_format in ("prompt_completion", "classification", "text"):
+                continue  # these two have it from their chat template alone, as serving has
+            for row in shown(jsonl(example), tokenizers[name]).rows:
+                ids = [token.id for token in row.tokens]
+                assert (ids[0], ids.count(1)) == (1, 1), (name, example_format)
+    # Negative control: a rendered conversation that is encoded as a document begins twice.
+    tokenizer = tokenizers["mistral"]
+    text = tokenizer.apply_chat_template(GOOD["chat"]["messages"], tokenize=False)
+    assert tokenizer.encode(text).count(1) == 2
 
 
 def test_virtual_tokens_stand_where_the_template_puts_them(jsonl, tokenizer):
