@@ -1,9 +1,9 @@
 """HTTP to engines: choose one, stream its frames, and go on at another when it dies. Owns what has been emitted."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 import httpx
@@ -15,8 +15,12 @@ from api.engine_directory import EngineDirectory, precision_of
 from core.records.tables import Presence
 from core.specs.generation import Frame, FrameError, GenerateSpec, MeasureSpec
 from core.specs.inspection import Inspected, InspectSpec
+from core.specs.preview import Preview, PreviewSpec
+from core.specs.spec import Spec
 
 log = structlog.get_logger()
+
+A = TypeVar("A", bound=Spec)
 
 MAX_MIGRATIONS = 3
 MAX_FRAME_BYTES = 4 << 20
@@ -128,21 +132,32 @@ class EngineClient:
 
     async def inspect(self, spec: InspectSpec) -> Inspected:
         """What a stranger's adapter is, as InspectSpec says. Raises ClientError: what an engine refuses, or 503."""
-        for engine in await self.directory.choices(spec.base_model, None, precision=spec.base_precision):
+        engines = await self.directory.choices(spec.base_model, None, precision=spec.base_precision)
+        return await self._answer(engines, "inspect", spec, Inspected, INSPECT_TIMEOUT)
+
+    async def preview(self, spec: PreviewSpec) -> Preview:
+        """What a dataset's first rows are, as PreviewSpec says. Raises ClientError: what an engine refuses, or 503."""
+        engines = await self.directory.choices(spec.base_model, None, precision=None)
+        return await self._answer(engines, "preview", spec, Preview, MEASURE_TIMEOUT)
+
+    async def _answer(
+        self, engines: Sequence[Presence], path: str, spec: Spec, kind: type[A], within: httpx.Timeout
+    ) -> A:
+        """The first answer that is one."""
+        for engine in engines:
             try:
-                answer = await self._http.post(
-                    f"{engine.url}/inspect", json=spec.model_dump(mode="json"), timeout=INSPECT_TIMEOUT
-                )
+                asked = spec.model_dump(mode="json")
+                answer = await self._http.post(f"{engine.url}/{path}", json=asked, timeout=within)
                 if answer.status_code == httpx.codes.OK:
-                    return Inspected.model_validate_json(answer.content)
+                    return kind.model_validate_json(answer.content)
                 problem = _refusal(answer.status_code, answer.content)
                 if isinstance(problem, errors.ClientError):
                     raise problem
-                log.warning("inspect.refused", status=answer.status_code)
+                log.warning("engine.refused", asked=path, status=answer.status_code)
             except (httpx.HTTPError, ValidationError) as error:
-                log.warning("inspect.failed", error=type(error).__name__)
+                log.warning("engine.failed", asked=path, error=type(error).__name__)
                 self.directory.failed(engine)
-        raise errors.overloaded("No engine is ready to read this adapter.", code="engine_unavailable", wait_s=5)
+        raise errors.overloaded("No engine is ready for this base model.", code="engine_unavailable", wait_s=5)
 
     async def _on_any(
         self, spec: GenerateSpec, progress: _Progress, *, is_patient: bool

@@ -31,18 +31,13 @@ class Plan:
 def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
     """Raises ClientError 400, which names the field. Blocking."""
     method, hyperparameters = asked.chosen_method(), asked.chosen_hyperparameters()
-    if asked.model not in resources.settings.base_models:
-        raise errors.bad_request(
-            f"No base model of that name may be fine-tuned here; there is: {', '.join(resources.settings.base_models)}",
-            param="model",
-            code="model_not_found",
-        )
-    training_file = _dataset(resources, account, asked.training_file, "training_file")
-    validation_file = asked.validation_file and _dataset(resources, account, asked.validation_file, "validation_file")
+    must_be_a_base(resources, asked.model)
+    training_file = _trainable(resources, account, asked.training_file, "training_file")
+    validation_file = asked.validation_file and _trainable(resources, account, asked.validation_file, "validation_file")
     init_sha256 = method.starts_from and _start(resources, account, asked.model, method.starts_from)
     spec = resolve(
         base_model=asked.model,
-        context=_context(resources, asked.model),
+        context=context_of(resources, asked.model),
         method=method,
         hyperparameters=hyperparameters,
         training=asked.training or TrainingRequest(),
@@ -50,15 +45,20 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
         n_examples=(training_file.validation or {}).get("n_examples", 1),
     )
     _refuse_unfit_schedule(spec, (training_file.validation or {}).get("n_examples", 1))
+    must_have_room(spec)
+    spec = spec.model_copy(update={"init_adapter_sha256": init_sha256})
+    return Plan(spec, training_file, validation_file or None)
+
+
+def must_have_room(spec: TrainSpec) -> None:
+    """Raises ClientError 400 where a prefix leaves too little of the context for rows."""
     if spec.max_seq_length < SHORTEST_ROW:
         raise errors.bad_request(
-            f"a prefix of {method.prefix_length} leaves {spec.max_seq_length} tokens of the context for rows; "
+            f"a prefix of {spec.method.prefix_length} leaves {spec.max_seq_length} tokens of the context for rows; "
             f"at least {SHORTEST_ROW} are needed",
             param="peft.num_virtual_tokens",
             code="no_room_for_rows",
         )
-    spec = spec.model_copy(update={"init_adapter_sha256": init_sha256})
-    return Plan(spec, training_file, validation_file or None)
 
 
 def _refuse_unfit_schedule(spec: TrainSpec, n_examples: int) -> None:
@@ -86,7 +86,30 @@ async def refuse_long_rows(resources: Resources, planned: Plan) -> None:
             raise _too_long(param, longest, measured["too_long"])
 
 
-def _dataset(resources: Resources, account: Account, file_id: str, param: str) -> File:
+def must_be_a_base(resources: Resources, model: str) -> None:
+    """Raises ClientError 400 unless it may be fine-tuned here."""
+    if model not in resources.settings.base_models:
+        raise errors.bad_request(
+            f"No base model of that name may be fine-tuned here; there is: {', '.join(resources.settings.base_models)}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def _trainable(resources: Resources, account: Account, file_id: str, param: str) -> File:
+    file = dataset(resources, account, file_id, param)
+    if (file.validation or {}).get("format") == "preference":
+        raise errors.bad_request(
+            f"{param}: the file holds preference pairs, which no method here learns from yet; "
+            "give conversations or prompts with their answers",
+            param=param,
+            code="unsupported_format",
+        )
+    return file
+
+
+def dataset(resources: Resources, account: Account, file_id: str, param: str) -> File:
+    """The account's dataset. Raises ClientError 400, which names the field. Blocking."""
     with resources.database.session() as session:
         file = datasets.find(session, account, file_id)
     if file is None:
@@ -121,7 +144,7 @@ def _start(resources: Resources, account: Account, base_model: str, name_or_id: 
     return adapter.blob_sha256
 
 
-def _context(resources: Resources, base_model: str) -> int:
+def context_of(resources: Resources, base_model: str) -> int:
     """Tokens of the longest row, as the ready engine that started last says; before any has, as the settings say."""
     newest = (
         select(Presence.details)

@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1)
     retry_base_s: float = Field(15.0, ge=0)
     max_upload_bytes: int = Field(2 << 30, ge=1 << 10)
+    max_unpacked_bytes: int = Field(8 << 30, ge=1 << 10, description="Of a gzip or Parquet upload, once unpacked.")
     max_body_bytes: int = Field(4 << 20, ge=1 << 10)
     requests_per_minute: int = Field(600, ge=1)
 

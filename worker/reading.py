@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from core.adapter_files import read_zip
 from core.base.load import OpenBase, open_base
 from core.data.batches import Corpus
-from core.data.formats import Fault, check, read
+from core.data.faults import Fault
+from core.data.formats import check, read
 from core.data.tokens import TooLongError, encode_all, measure
 from core.effects import SoftPrompt
 from core.settings import Settings
@@ -60,6 +61,9 @@ def corpus_of(path: Path, tokenizer: PreTrainedTokenizerFast, spec: TrainSpec, *
     report = check(path)
     if report.n_faults:
         raise UnusableFileError(param, report.faults, report.n_faults)
+    if report.format == "preference":
+        message = "the file holds preference pairs, which no method here learns from yet"
+        raise UnusableFileError(param, [Fault(1, "", "unsupported_format", message)], 1)
     template = spec.method.row_template
     room = min(spec.max_seq_length, context - spec.method.prefix_length)
     found = measure(path, tokenizer, room, train_on=spec.train_on, template=template)

@@ -1,6 +1,7 @@
 """/v1/files: datasets come in here, and are read through before they are kept."""
 
 import secrets
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -85,7 +86,7 @@ def _keep(resources: Resources, account: Account, form: Form, path: Path) -> sha
     purpose, expires_after_s = _purpose(form), _expires_after_s(form)
     if form.size_bytes > resources.settings.max_upload_bytes:
         raise errors.too_large(resources.settings.max_upload_bytes)
-    validation = _validated(path) if purpose == "fine-tune" else None
+    validation = _validated(path, resources.settings.max_unpacked_bytes) if purpose == "fine-tune" else None
     blob = resources.blobs.put(path)
     with resources.database.writing() as session:
         file: File = datasets.add(
@@ -100,20 +101,25 @@ def _keep(resources: Resources, account: Account, form: Form, path: Path) -> sha
     return shapes.file(file)
 
 
-def _validated(path: Path) -> shapes.Shape:
-    report = formats.check(path)
+def _validated(path: Path, max_unpacked_bytes: int) -> shapes.Shape:
+    report = formats.check(path, max_unpacked_bytes=max_unpacked_bytes)
     if not report.n_faults:
-        return {"valid": True, "format": report.format, "n_examples": report.n_examples, "errors": []}
+        return {
+            "valid": True,
+            "format": report.format,
+            "container": report.container,
+            "n_examples": report.n_examples,
+            "errors": [],
+            "n_warnings": report.n_warnings,
+            "warnings": [asdict(fault) for fault in report.warnings],
+        }
     first, more = report.faults[0], report.n_faults - 1
     field = f", field {first.field}" if first.field else ""
     raise errors.bad_request(
         f"Line {first.line}{field}: {first.message}" + (f" (and {more} more)" if more else ""),
         param="file",
         code="invalid_training_file",
-        details=[
-            {"line": fault.line, "field": fault.field, "code": fault.code, "message": fault.message}
-            for fault in report.faults
-        ],
+        details=[asdict(fault) for fault in report.faults],
         n_errors=report.n_faults,
     )
 

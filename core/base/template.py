@@ -21,7 +21,14 @@ _LAYOUTS_KEPT = 256
 
 
 class UnusableTemplateError(ValueError):
-    """A conversation that this base model's chat template cannot write, or not so that an answer can be found in it."""
+    """A conversation that this base model's chat template cannot write, or not so that an answer can be found in it.
+
+    code: chat_template, or hidden_answer where no mask could be made, or no_end where nothing would say stop.
+    """
+
+    def __init__(self, message: str, code: str = "chat_template") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,8 @@ class ChatTemplate:
         text = self._marked(roles, is_question=is_question)
         found = [int(mark[1]) for mark in _MARK.finditer(text)]
         if found != list(range(len(roles))):
-            raise UnusableTemplateError("the base model's chat template does not write every turn once and in order")
+            message = "the base model's chat template does not write every turn once and in order"
+            raise UnusableTemplateError(message, "hidden_answer")
         answers = [self._answer(text, roles, i, is_question) for i, role in enumerate(roles) if role == "assistant"]
         cuts = sorted({0, len(text), *(edge for _, *edges in answers for edge in edges)})
         segments: list[Segment] = []
@@ -119,12 +127,14 @@ class ChatTemplate:
         if begin is None:
             if turn == len(roles) - 1 and not is_question:
                 raise UnusableTemplateError(
-                    "the base model's chat template asks for an answer otherwise than it writes one"
+                    "the base model's chat template asks for an answer otherwise than it writes one", "hidden_answer"
                 )
             begin = content
         closing = self._any_special.search(text, content + len(mark))
         if closing is None or text[content + len(mark) : closing.start()].strip():
-            raise UnusableTemplateError("the base model's chat template closes an answer with no special token")
+            raise UnusableTemplateError(
+                "the base model's chat template closes an answer with no special token", "no_end"
+            )
         return turn, begin, closing.end()
 
     def _begin(self, text: str, before: tuple[str, ...]) -> int | None:

@@ -16,28 +16,35 @@ from core.data.tokens import TokenRow
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """All rows of a file end to end: 5 bytes a token and 16 a row, whatever their number."""
+    """All rows of a file end to end: 5 bytes a token and 20 a row, whatever their number."""
 
     ids: NDArray[np.int32]  # [N]
     learned: NDArray[np.bool_]  # [N]
     starts: NDArray[np.int64]  # [B + 1]
     lines: NDArray[np.int64]  # [B] of the file they came from
+    classes: tuple[str, ...]  # that its classification rows name, in the order of their first row
+    class_of: NDArray[np.int32]  # [B] each row's place in classes, -1 of a row that is no classification row
 
     @classmethod
     def of(cls, rows: Iterable[TokenRow]) -> "Corpus":
         """Takes the rows one by one, so that they need not be in memory twice."""
         ids, learned = bytearray(), bytearray()
         starts, lines = [0], []
+        classes: dict[str | None, int] = {None: -1}
+        class_of = []
         for row in rows:
             ids += row.ids.astype(np.int32, copy=False).tobytes()
             learned += row.learned.tobytes()
             starts.append(starts[-1] + len(row.ids))
             lines.append(row.line)
+            class_of.append(classes.setdefault(row.label, len(classes) - 1))
         return cls(
             np.frombuffer(ids, np.int32),
             np.frombuffer(learned, np.bool_),
             np.array(starts, np.int64),
             np.array(lines, np.int64),
+            tuple(name for name in classes if name is not None),
+            np.array(class_of, np.int32),
         )
 
     def __len__(self) -> int:
@@ -48,7 +55,9 @@ class Corpus:
         if not 0 <= place < len(self):
             raise IndexError(f"row {place} of a corpus of {len(self)}")
         cut = slice(self.starts[place], self.starts[place + 1])
-        return TokenRow(int(self.lines[place]), self.ids[cut], self.learned[cut])
+        of_class = int(self.class_of[place])
+        label = None if of_class < 0 else self.classes[of_class]
+        return TokenRow(int(self.lines[place]), self.ids[cut], self.learned[cut], label)
 
     def __iter__(self) -> Iterator[TokenRow]:
         return (self[place] for place in range(len(self)))

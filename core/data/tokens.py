@@ -22,8 +22,16 @@ from transformers import PreTrainedTokenizerFast
 
 from core.base.template import ChatTemplate, Segment, UnusableTemplateError
 from core.base.words import Words
-from core.data.formats import MAX_FAULTS_KEPT, Fault, read
-from core.specs.dataset import ChatExample, Example, PromptExample
+from core.data.faults import MAX_FAULTS_KEPT, Fault
+from core.data.formats import read
+from core.specs.dataset import (
+    ChatExample,
+    ClassificationExample,
+    Example,
+    PreferenceExample,
+    PromptExample,
+    TextExample,
+)
 from core.specs.template import Layout, Template
 
 TrainOn = Literal["assistant", "last"]
@@ -62,11 +70,15 @@ class TooLongError(UnusableExampleError):
 
 @dataclass(frozen=True, eq=False)
 class TokenRow:
-    """One example as a model sees it. learned[t]: token t is to be predicted from those before it; never token 0."""
+    """One example as a model sees it. learned[t]: token t is to be predicted from those before it; never token 0.
+
+    label: the name of its class, of a classification row; its learned tokens spell it after a blank, and then end.
+    """
 
     line: int
     ids: NDArray[np.int32]  # [T]; a negative one is a virtual token
     learned: NDArray[np.bool_]  # [T]
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +122,7 @@ def encode_all(
     template: Template | None = None,
 ) -> Iterator[TokenRow]:
     """The rows of (line, example) pairs, in order. Quicker than encode: many are encoded at once. Raises as encode."""
-    for row in _outcomes(examples, tokenizer, train_on, template):
+    for row in outcomes(examples, tokenizer, train_on, template):
         if isinstance(row, Fault):
             raise UnusableExampleError(row)
         if len(row.ids) > max_tokens:
@@ -151,7 +163,7 @@ def measure(
     tokens = learned = count = n_too_long = 0
     too_long: list[tuple[int, int]] = []
     faults: list[Fault] = []
-    for row in _outcomes(read(path), tokenizer, train_on, template):
+    for row in outcomes(read(path), tokenizer, train_on, template):
         count += 1
         if isinstance(row, Fault):
             faults += [row] if len(faults) < MAX_FAULTS_KEPT else []
@@ -179,7 +191,7 @@ class _Writer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         # Not kept whole: the weak table below would then keep it for ever.
-        self._end = tokenizer.eos_token_id
+        self._eos = tokenizer.eos_token_id
         self.words = Words(tokenizer)
         self._template = ChatTemplate(copy.deepcopy(tokenizer)) if tokenizer.chat_template else None
 
@@ -197,10 +209,19 @@ class _Writer:
                 learned = frozenset(answers if train_on == "assistant" else answers[-1:])
                 return self.conversation(turns, is_question=False, learned=learned)
             case PromptExample(prompt=prompt, completion=completion):
-                if self._end is None:
-                    raise UnusableTemplateError("this base model's tokeniser has no end-of-sequence token to learn")
-                end = _Span(ids=(self._end,), is_learned=True)
-                return [*self.prompt(prompt), _Span(completion, is_learned=True), end]
+                return [*self.prompt(prompt), _Span(completion, is_learned=True), self._end()]
+            case ClassificationExample():
+                return self._row(example.meaning(), train_on, is_cut=is_cut)
+            case TextExample(text=text):
+                opening = _Span(ids=self.words.opening)
+                return [opening, _Span(text, is_first=True, is_learned=True), self._end()]
+            case PreferenceExample():
+                raise UnusableTemplateError("a preference pair is two rows: core/data/pairs.py", "preference_pair")
+
+    def _end(self) -> _Span:
+        if self._eos is None:
+            raise UnusableTemplateError("this base model's tokeniser has no end-of-sequence token to learn", "no_end")
+        return _Span(ids=(self._eos,), is_learned=True)
 
     def prompt(self, prompt: str) -> list[_Span]:
         return [_Span(ids=self.words.opening), _Span(prompt, is_first=True)]
@@ -234,35 +255,39 @@ def _writer(tokenizer: PreTrainedTokenizerFast) -> _Writer:
     return writer
 
 
-def _outcomes(
+def outcomes(
     examples: Iterable[tuple[int, Example]],
     tokenizer: PreTrainedTokenizerFast,
     train_on: TrainOn,
     template: Template | None,
 ) -> Iterator[TokenRow | Fault]:
-    """Each example's row, or why it cannot be one, in order."""
+    """Each example's row, whatever its length, or why it cannot be one, in order."""
     writer = _writer(tokenizer)
     layout = template.layout(writer.words.within) if template else Layout((), ())
     some = iter(examples)
     while batch := list(islice(some, _ROWS_AT_ONCE)):
         spans = [_spans(writer, line, example, train_on, layout) for line, example in batch]
         ids = iter(writer.ids([row for row in spans if not isinstance(row, Fault)]))
-        for (line, _), row in zip(batch, spans, strict=True):
-            yield row if isinstance(row, Fault) else _row(line, row, next(ids))
+        for (line, example), row in zip(batch, spans, strict=True):
+            label = example.label if isinstance(example, ClassificationExample) else None
+            yield row if isinstance(row, Fault) else _row(line, row, next(ids), label)
 
 
 def _spans(writer: _Writer, line: int, example: Example, train_on: TrainOn, layout: Layout) -> list[_Span] | Fault:
     try:
         return writer.example(example, train_on, layout)
     except UnusableTemplateError as error:
-        return Fault(line, "", "chat_template", str(error))
+        return Fault(line, "", error.code, str(error))
 
 
-def _row(line: int, spans: Sequence[_Span], ids: Sequence[Sequence[int]]) -> TokenRow:
+def _row(line: int, spans: Sequence[_Span], ids: Sequence[Sequence[int]], label: str | None) -> TokenRow | Fault:
     lengths = [len(some) for some in ids]
     learned = np.repeat([span.is_learned for span in spans], lengths)
     learned[:1] = False  # nothing stands before token 0 to predict it from
-    return TokenRow(line, np.fromiter((index for some in ids for index in some), np.int32, sum(lengths)), learned)
+    if not learned.any():
+        return Fault(line, "", "all_masked", "no token of the example would be learned")
+    whole = np.fromiter((index for some in ids for index in some), np.int32, sum(lengths))
+    return TokenRow(line, whole, learned, label)
 
 
 def _span(segment: Segment, contents: Sequence[str], *, is_learned: bool) -> _Span:

@@ -1,15 +1,21 @@
-"""What one line of a training file may say: a conversation, or a prompt and its completion."""
+"""What one example of a training file may say: seven formats, side by side. Knows no file and no tokeniser.
 
-from typing import Annotated, Literal
+An example that was written in another format's words is what it means: an instruction and a ShareGPT conversation are
+conversations, so that they are trained on and served as such.
+"""
 
-from pydantic import Field, ValidationInfo, field_validator
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from core.specs.spec import Spec
 
-DatasetFormat = Literal["chat", "prompt_completion"]
+DatasetFormat = Literal["chat", "prompt_completion", "instruction", "sharegpt", "preference", "classification", "text"]
 Role = Literal["system", "user", "assistant"]
 MAX_TURNS = 1024
+LABEL_MARK = "\nLabel:"  # between a text and its label; a client that asks for a label sends it too
 
 
 class Turn(Spec):
@@ -22,11 +28,7 @@ class Turn(Spec):
     @field_validator("content")
     @classmethod
     def _answers(cls, content: str, turn: ValidationInfo) -> str:
-        if turn.data.get("role") == "assistant" and not content.strip():
-            raise PydanticCustomError(
-                "empty_content", "an assistant's turn is empty: there is nothing to learn from it"
-            )
-        return content
+        return _spoken(content, is_answer=turn.data.get("role") == "assistant")
 
     @field_validator("weight")
     @classmethod
@@ -49,15 +51,7 @@ class ChatExample(Spec):
     @field_validator("messages")
     @classmethod
     def _teaches(cls, messages: tuple[Turn, ...]) -> tuple[Turn, ...]:
-        if not messages:
-            raise PydanticCustomError(
-                "empty_messages", "a conversation needs at least a user's and an assistant's turn"
-            )
-        if messages[-1].role != "assistant":
-            at = f"/messages/{len(messages) - 1}/role"
-            raise PydanticCustomError("last_turn", "the last turn must be the assistant's", {"at": at})
-        if not any(turn.role == "user" for turn in messages):
-            raise PydanticCustomError("no_user_turn", "a conversation needs at least one user's turn")
+        _converse([turn.role for turn in messages], "/messages/{}/role")
         if not any(turn.is_learned for turn in messages):
             raise PydanticCustomError("nothing_to_learn", "every assistant's turn has weight 0: nothing is learned")
         return messages
@@ -70,4 +64,182 @@ class PromptExample(Spec):
     completion: Annotated[str, Field(min_length=1)]
 
 
-Example = ChatExample | PromptExample
+class InstructionExample(Spec):
+    """Alpaca's: what to do, perhaps with what, and the answer."""
+
+    instruction: Annotated[str, Field(min_length=1)]
+    input: str | None = None
+    output: str
+
+    @field_validator("output")
+    @classmethod
+    def _answers(cls, output: str) -> str:
+        return _spoken(output, is_answer=True)
+
+    def meaning(self) -> ChatExample:
+        """A user who gives the instruction, a blank line and the input, and the assistant's answer."""
+        asked = f"{self.instruction}\n\n{self.input}" if (self.input or "").strip() else self.instruction
+        return ChatExample(messages=(Turn(role="user", content=asked), Turn(role="assistant", content=self.output)))
+
+
+Speaker = Literal["system", "human", "user", "gpt", "assistant"]
+_ROLES: dict[Speaker, Role] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+
+
+class ShareGPTTurn(Spec):
+    """One turn in ShareGPT's words."""
+
+    speaker: Annotated[Speaker, Field(alias="from")]
+    value: str
+
+    @field_validator("value")
+    @classmethod
+    def _answers(cls, value: str, turn: ValidationInfo) -> str:
+        return _spoken(value, is_answer=turn.data.get("speaker") in ("gpt", "assistant"))
+
+
+class ShareGPTExample(Spec):
+    """A conversation in ShareGPT's words. id is for its owner alone."""
+
+    conversations: Annotated[tuple[ShareGPTTurn, ...], Field(max_length=MAX_TURNS)]
+    system: str | None = None
+    id: Any = None
+
+    @field_validator("conversations")
+    @classmethod
+    def _teaches(cls, conversations: tuple[ShareGPTTurn, ...]) -> tuple[ShareGPTTurn, ...]:
+        _converse([_ROLES[turn.speaker] for turn in conversations], "/conversations/{}/from")
+        return conversations
+
+    def meaning(self) -> ChatExample:
+        """The same conversation in OpenAI's words."""
+        opening = (Turn(role="system", content=self.system),) if self.system else ()
+        turns = (Turn(role=_ROLES[turn.speaker], content=turn.value) for turn in self.conversations)
+        return ChatExample(messages=(*opening, *turns))
+
+
+class PreferenceInput(Spec):
+    """What both answers of a preference pair answer. Tools are not known here, so none may be offered."""
+
+    messages: Annotated[tuple[Turn, ...], Field(max_length=MAX_TURNS)]
+    tools: Annotated[tuple[Any, ...], Field(max_length=0)] = ()
+    parallel_tool_calls: bool | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _asks(cls, messages: tuple[Turn, ...]) -> tuple[Turn, ...]:
+        if not messages or messages[-1].role != "user":
+            at = f"/input/messages/{len(messages) - 1}/role" if messages else "/input/messages"
+            raise PydanticCustomError("last_turn", "the input must end with a user's turn", {"at": at})
+        return messages
+
+
+class PreferenceExample(Spec):
+    """Two answers to one conversation, the better first: the shape in which OpenAI takes preference pairs."""
+
+    input: PreferenceInput
+    preferred_output: tuple[Turn, ...]
+    non_preferred_output: tuple[Turn, ...]
+
+    @field_validator("preferred_output", "non_preferred_output")
+    @classmethod
+    def _is_one_answer(cls, output: tuple[Turn, ...], which: ValidationInfo) -> tuple[Turn, ...]:
+        if len(output) != 1 or output[0].role != "assistant":
+            found = ", ".join(turn.role for turn in output[:4]) or "none"
+            message = "must hold one turn, the assistant's; found: {found}"
+            raise PydanticCustomError("one_answer", message, {"at": f"/{which.field_name}", "found": found})
+        return output
+
+    @model_validator(mode="after")
+    def _prefers(self) -> "PreferenceExample":
+        if self.preferred_output[0].content == self.non_preferred_output[0].content:
+            message = "both answers are the same: neither can be preferred"
+            raise PydanticCustomError("same_answers", message, {"at": "/non_preferred_output/0/content"})
+        return self
+
+    def meanings(self) -> tuple[ChatExample, ChatExample]:
+        """The conversation with the preferred answer, and with the other. Only that answer is learned."""
+        asked = tuple(
+            turn.model_copy(update={"weight": 0}) if turn.role == "assistant" else turn for turn in self.input.messages
+        )
+        better, worse = (
+            ChatExample(messages=(*asked, Turn(role="assistant", content=output[0].content)))
+            for output in (self.preferred_output, self.non_preferred_output)
+        )
+        return better, worse
+
+
+class ClassificationExample(Spec):
+    """A text and the name of its class. A whole number is taken as its digits."""
+
+    text: Annotated[str, Field(min_length=1)]
+    label: str
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _numbered(cls, label: object) -> object:
+        return str(label) if type(label) is int else label
+
+    @field_validator("label")
+    @classmethod
+    def _named(cls, label: str) -> str:
+        if not label.strip():
+            raise PydanticCustomError("empty_content", "the label is empty: there is nothing to learn from it")
+        return label
+
+    def meaning(self) -> PromptExample:
+        """The text and a mark, then a blank and the label, which is what is learned."""
+        return PromptExample(prompt=self.text + LABEL_MARK, completion=f" {self.label}")
+
+
+class TextExample(Spec):
+    """A text, all of which is learned."""
+
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def _says_something(cls, text: str) -> str:
+        if not text.strip():
+            raise PydanticCustomError("empty_content", "the text is empty: there is nothing to learn from it")
+        return text
+
+
+AnyExample = (
+    ChatExample
+    | PromptExample
+    | InstructionExample
+    | ShareGPTExample
+    | PreferenceExample
+    | ClassificationExample
+    | TextExample
+)
+Example = ChatExample | PromptExample | PreferenceExample | ClassificationExample | TextExample
+
+
+def meaning(example: AnyExample) -> Example:
+    """The example, less its format's own words where a conversation says the same."""
+    return example.meaning() if isinstance(example, InstructionExample | ShareGPTExample) else example
+
+
+def _spoken(content: str, *, is_answer: bool) -> str:
+    if is_answer and not content.strip():
+        raise PydanticCustomError("empty_content", "an assistant's turn is empty: there is nothing to learn from it")
+    return content
+
+
+def _converse(roles: Sequence[Role], place: str) -> None:
+    """Raises PydanticCustomError unless a user asks and the assistant has the last word. place: of a role, by turn."""
+    if not roles:
+        raise PydanticCustomError("empty_messages", "a conversation needs at least a user's and an assistant's turn")
+    if roles[-1] != "assistant":
+        at = place.format(len(roles) - 1)
+        raise PydanticCustomError("last_turn", "the last turn must be the assistant's", {"at": at})
+    if "user" not in roles:
+        raise PydanticCustomError("no_user_turn", "a conversation needs at least one user's turn")

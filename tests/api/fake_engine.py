@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from core.specs.generation import GenerateSpec, MeasureSpec
 from core.specs.inspection import Inspected, InspectSpec
+from core.specs.preview import Preview, PreviewRow, PreviewSpec, PreviewToken
 
 WORDS = ("oak", "elm", "ash", "fir", "yew", "box", "bay", "fig", "é", "日本", "😀", "teak")
 
@@ -48,6 +49,8 @@ class FakeEngine:
     requests: list[GenerateSpec] = field(default_factory=list)
     measures: list[MeasureSpec] = field(default_factory=list)
     too_long: list[dict] = field(default_factory=list)
+    previews: list[PreviewSpec] = field(default_factory=list)
+    previewed: tuple[int, dict] | None = None  # status and body of the next previews, if not the usual answer
     inspections: list[InspectSpec] = field(default_factory=list)
     finding: tuple[int, dict] | None = None  # status and body of the next inspections, if not the usual answer
     cancelled: list[str] = field(default_factory=list)
@@ -115,6 +118,20 @@ class FakeEngine:
         self.measures.append(spec)
         return JSONResponse({"tokens": 10, "learned_tokens": 5, "context": self.context, "too_long": self.too_long})
 
+    async def preview(self, request: Request):
+        """One row of three tokens, whatever is asked, or what previewed says."""
+        spec = PreviewSpec.model_validate_json(await request.body())
+        self.previews.append(spec)
+        if self.previewed:
+            status, body = self.previewed
+            return JSONResponse(body, status)
+        tokens = [PreviewToken(id=n, text=WORDS[n], label=n or -100) for n in range(3)]
+        row = {"line": 1, "n_tokens": 3, "n_learned": 2, "truncated": False, "trained_spans": [(1, 3)]}
+        counts = {"n_examined": 1, "n_errors": 0, "errors": (), "n_warnings": 0, "warnings": ()}
+        about = {"format": "chat", "container": "jsonl", "context": self.context, "max_seq_length": spec.max_tokens}
+        found = Preview(**about, **counts, rows=(PreviewRow(**row, tokens=tuple(tokens)),))
+        return JSONResponse(found.model_dump(mode="json"))
+
     async def inspect(self, request: Request):
         """Everything is a sound LORA that needs no rewriting."""
         if request.headers.get("authorization") != f"Bearer {self.token_text}":
@@ -129,7 +146,12 @@ class FakeEngine:
         return JSONResponse(Inspected(**kept, warnings=("odd",), details=details).model_dump(mode="json"))
 
     def app(self) -> Starlette:
-        answers = {"/generate": self.generate, "/measure": self.measure, "/inspect": self.inspect}
+        answers = {
+            "/generate": self.generate,
+            "/measure": self.measure,
+            "/preview": self.preview,
+            "/inspect": self.inspect,
+        }
         return Starlette(routes=[Route(path, answer, methods=["POST"]) for path, answer in answers.items()])
 
 

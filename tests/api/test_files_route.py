@@ -1,6 +1,11 @@
+import gzip
+import io
 import json
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
+from serving import serving
 
 GOOD = [
     json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a{n}"}]})
@@ -28,7 +33,15 @@ def test_an_uploaded_dataset_is_checked_kept_and_given_back(service):
         "purpose": "fine-tune",
         "status": "processed",
         "status_details": None,
-        "validation": {"valid": True, "format": "chat", "n_examples": 4, "errors": []},
+        "validation": {
+            "valid": True,
+            "format": "chat",
+            "container": "jsonl",
+            "n_examples": 4,
+            "errors": [],
+            "n_warnings": 0,
+            "warnings": [],
+        },
     }
     assert service.http.get(f"/v1/files/{file['id']}").json() == file
     download = service.http.get(f"/v1/files/{file['id']}/content")
@@ -65,6 +78,41 @@ def test_a_faulty_dataset_is_refused_with_its_lines_and_nothing_is_kept(service,
     assert service.http.get("/v1/files").json()["data"] == []
     assert list(service.settings.data_dir.glob("uploads/*")) == []
     assert list((service.settings.data_dir / "blobs" / "blobs").glob("*/*")) == []
+
+
+def test_what_is_odd_about_a_dataset_is_told_and_it_is_kept(service):
+    file = service.upload("\n".join([*GOOD, GOOD[1]])).json()
+    [warning] = file["validation"]["warnings"]
+    assert (file["status"], file["validation"]["n_warnings"]) == ("processed", 1)
+    assert warning == {
+        "line": 5,
+        "field": "",
+        "code": "duplicate",
+        "message": "the example is the same as that of line 2",
+    }
+
+
+def test_tables_and_archives_are_taken_by_their_content_whatever_they_are_called(service):
+    content = io.BytesIO()
+    parquet.write_table(pa.table({"text": ["lost", "late"], "label": ["a", "b"]}), content)
+    for body, container in (
+        (b"text,label\nlost,a\nlate,b\n", "csv"),
+        (gzip.compress(b"text,label\nlost,a\nlate,b\n"), "csv"),
+        (content.getvalue(), "parquet"),
+    ):
+        validation = service.upload(body).json()["validation"]
+        assert (validation["format"], validation["container"], validation["n_examples"]) == (
+            "classification",
+            container,
+            2,
+        )
+
+
+def test_an_archive_that_unfolds_to_too_much_is_refused(settings):
+    with serving(settings.model_copy(update={"max_unpacked_bytes": 4096})) as service:
+        error = error_of(service.upload(gzip.compress(("\n".join(GOOD) + "\n" + " " * 5000).encode())))
+        assert (error["code"], error["details"][-1]["code"]) == ("invalid_training_file", "unpacked_too_large")
+        assert service.upload(gzip.compress("\n".join(GOOD).encode())).status_code == 200
 
 
 def test_every_fault_is_counted_and_the_first_hundred_are_named(service):

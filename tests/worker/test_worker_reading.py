@@ -1,5 +1,7 @@
 """A job's files to rows: in its method's template, and no longer than the context has room for beside its prefix."""
 
+import json
+
 import pytest
 import torch
 from tiny_job import PLAIN, make_tiny_base, write_rows
@@ -79,3 +81,21 @@ class Learned:
 
     def peft_config(self):
         return self._config
+
+
+def test_preference_pairs_are_refused_and_classes_are_kept(tmp_path):
+    tokenizer = open_tokenizer(make_tiny_base(tmp_path / "base"), cache_dir=tmp_path / "cache")
+    spec = TrainSpec(base_model="tiny", method=LoraSpec(), **PLAIN)
+
+    def corpus(*rows):
+        path = tmp_path / "file"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return corpus_of(path, tokenizer, spec, context=512, param="validation_file")
+
+    said = [{"role": "assistant", "content": word} for word in ("yes", "no")]
+    asked = {"messages": [{"role": "user", "content": "hi"}]}
+    with pytest.raises(UnusableFileError, match="preference pairs") as caught:
+        corpus({"input": asked, "preferred_output": said[:1], "non_preferred_output": said[1:]})
+    assert (caught.value.param, caught.value.details[0]["code"]) == ("validation_file", "unsupported_format")
+    kept = corpus({"text": "a", "label": "x"}, {"text": "b", "label": "y"})
+    assert (kept.classes, kept.class_of.tolist(), kept.lines.tolist()) == (("x", "y"), [0, 1], [1, 2])

@@ -1,4 +1,4 @@
-"""The engine's HTTP: POST /generate (frames as JSON lines), POST /measure and /inspect, GET /live, /ready and /status.
+"""The engine's HTTP: POST /generate (frames as JSON lines), /measure, /preview, /inspect; GET /live, /ready, /status.
 
 A reader can neither slow the step loop nor outlive its interest: frames wait in a box that their number bounds, and
 closing the connection takes the row out of the next step. A blank line is a sign of life while a row waits.
@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from core.specs.generation import Frame, GenerateSpec, MeasureSpec
 from core.specs.inspection import Inspected, InspectSpec
+from core.specs.preview import Preview, PreviewSpec
 from core.specs.spec import Spec
 from worker.engine.engine import Draining, Engine
 from worker.engine.intake import Intake, Refused, check_base_model
@@ -47,6 +48,7 @@ class Desk:
     token: str
     max_body_bytes: int
     measure: Callable[[MeasureSpec], dict[str, object]]
+    preview: Callable[[PreviewSpec], Preview]
     inspect: Callable[[InspectSpec], Inspected]
     engine: Engine | None = None
     intake: Intake | None = None
@@ -148,17 +150,16 @@ def create_app(desk: Desk) -> Starlette:
         return FrameStream(box, engine, sequence.key)
 
     async def measure(request: Request) -> Response:
-        spec = await _spec(request, MeasureSpec, desk.max_body_bytes)
-        check_base_model(spec.base_model, desk.base_model)
-        if not desk.is_ready:
-            raise AWAY
+        spec = await _asked(request, MeasureSpec, desk)
         return JSONResponse(await _in(desk.measuring, lambda: desk.measure(spec)))
 
+    async def preview(request: Request) -> Response:
+        spec = await _asked(request, PreviewSpec, desk)
+        found = await _in(desk.measuring, lambda: desk.preview(spec))
+        return JSONResponse(found.model_dump(mode="json"))
+
     async def inspect(request: Request) -> Response:
-        spec = await _spec(request, InspectSpec, desk.max_body_bytes)
-        check_base_model(spec.base_model, desk.base_model)
-        if not desk.is_ready:
-            raise AWAY
+        spec = await _asked(request, InspectSpec, desk)
         inspected = await _in(desk.measuring, lambda: desk.inspect(spec))
         return JSONResponse(inspected.model_dump(mode="json"))
 
@@ -166,6 +167,7 @@ def create_app(desk: Desk) -> Starlette:
         routes=[
             Route("/generate", _known(desk, generate), methods=["POST"]),
             Route("/measure", _known(desk, measure), methods=["POST"]),
+            Route("/preview", _known(desk, preview), methods=["POST"]),
             Route("/inspect", _known(desk, inspect), methods=["POST"]),
             *_states(desk),
         ],
@@ -219,6 +221,18 @@ async def _spec(request: Request, kind: type[S], max_bytes: int) -> S:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field_name = ".".join(map(str, first["loc"])) or None
         raise Refused(400, "invalid_request", first["msg"], field_name) from error
+
+
+About = TypeVar("About", MeasureSpec, PreviewSpec, InspectSpec)
+
+
+async def _asked(request: Request, kind: type[About], desk: Desk) -> About:
+    """A question about this engine's base model, which is open."""
+    spec = await _spec(request, kind, desk.max_body_bytes)
+    check_base_model(spec.base_model, desk.base_model)
+    if not desk.is_ready:
+        raise AWAY
+    return spec
 
 
 T = TypeVar("T")

@@ -2,27 +2,21 @@
 
 import asyncio
 import contextlib
-import copy
 import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 import torch
 import uvicorn
-from transformers import PreTrainedTokenizerFast
 
 from core.base.catalogue import entry
-from core.base.load import NAMES, OpenBase, open_base
-from core.blobs import BlobStore, MissingBlob, open_store
-from core.data.formats import FaultyLineError
-from core.data.tokens import measure
+from core.base.load import NAMES, open_base
+from core.blobs import BlobStore, open_store
 from core.model import RoutedModel
 from core.records import presences
 from core.records.database import Database
@@ -30,10 +24,12 @@ from core.records.tables import new_id
 from core.settings import Settings
 from core.specs.generation import GenerateSpec, MeasureSpec, SamplingSpec
 from core.specs.inspection import Inspected, InspectSpec
+from core.specs.preview import Preview, PreviewSpec
 from worker.engine.engine import Engine
 from worker.engine.http import Desk, create_app
 from worker.engine.inspection import Inspector
-from worker.engine.intake import Intake, Refused
+from worker.engine.intake import Intake
+from worker.engine.measuring import Measurer
 from worker.engine.residency import loader
 from worker.manifest import facts_of_base
 
@@ -52,6 +48,7 @@ class Opened:
     engine: Engine
     intake: Intake
     measure: Callable[[MeasureSpec], dict[str, object]]
+    preview: Callable[[PreviewSpec], Preview]
     inspect: Callable[[InspectSpec], Inspected]
     details: dict[str, object]  # for the presence row
 
@@ -93,7 +90,8 @@ def open_engine(settings: Settings, store: BlobStore) -> Opened:
         "revision": base.revision,
     }
     inspector = Inspector(store, settings.cache_dir, model, facts_of_base(base))
-    return Opened(engine, intake, _measurer(settings, store, base), inspector.inspect, details)
+    measurer = Measurer(store, settings.cache_dir, base)
+    return Opened(engine, intake, measurer.measure, measurer.preview, inspector.inspect, details)
 
 
 def _warm_up(engine: Engine, intake: Intake, settings: Settings) -> None:
@@ -108,31 +106,6 @@ def _warm_up(engine: Engine, intake: Intake, settings: Settings) -> None:
     engine.submit(intake.sequence(spec, lambda _: None))
     while engine.step():
         pass
-
-
-def _measurer(settings: Settings, store: BlobStore, base: OpenBase) -> Callable[[MeasureSpec], dict[str, object]]:
-    """The answer to POST /measure, with a tokeniser of its own."""
-    tokenizer: PreTrainedTokenizerFast = copy.deepcopy(base.tokenizer)
-
-    def answer(spec: MeasureSpec) -> dict[str, object]:
-        settings.cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=settings.cache_dir, prefix="measure-") as folder:
-            try:
-                path = store.fetch(spec.file_sha256, Path(folder) / "file")
-                found = measure(path, tokenizer, spec.max_tokens, template=spec.template)
-            except MissingBlob as error:
-                raise Refused(400, "file_not_found", "the file is not in the store", "file_sha256") from error
-            except FaultyLineError as error:
-                raise Refused(400, "invalid_file", str(error), "file_sha256") from error
-        return {
-            "tokens": found.tokens,
-            "learned_tokens": found.learned_tokens,
-            "n_examples": found.n_examples,
-            "context": base.facts.context,
-            "too_long": [{"line": line, "tokens": tokens} for line, tokens in found.too_long],
-        }
-
-    return answer
 
 
 class Server(uvicorn.Server):
@@ -160,6 +133,7 @@ class EngineProcess:
             token=settings.engine_token,
             max_body_bytes=settings.max_body_bytes,
             measure=self._measure,
+            preview=self._preview,
             inspect=self._inspect,
         )
         self._opened: Opened | None = None
@@ -217,6 +191,10 @@ class EngineProcess:
     def _measure(self, spec: MeasureSpec) -> dict[str, object]:
         assert self._opened is not None
         return self._opened.measure(spec)
+
+    def _preview(self, spec: PreviewSpec) -> Preview:
+        assert self._opened is not None
+        return self._opened.preview(spec)
 
     def _inspect(self, spec: InspectSpec) -> Inspected:
         assert self._opened is not None

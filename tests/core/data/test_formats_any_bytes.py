@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.data import formats
-from core.data.formats import FaultyLineError, check, read
+from core.data import shapes
+from core.data.faults import FaultyLineError
+from core.data.formats import check, read
 from core.specs.dataset import ChatExample
 
 GOOD_CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -59,7 +60,7 @@ def test_the_quick_yes_is_given_only_where_the_spec_says_yes():
             for _ in range(rng.randrange(5))
         ]
         value = {"messages": turns}
-        if formats._is_plain_chat(value):
+        if shapes.is_plain_chat(value):
             quick += 1
             ChatExample.model_validate(value)
     assert quick > 50
@@ -67,7 +68,7 @@ def test_the_quick_yes_is_given_only_where_the_spec_says_yes():
 
 def test_a_quick_yes_that_looks_less_closely_is_caught(jsonl, monkeypatch):
     """Negative control of the law above: with a careless quick path, an empty answer passes."""
-    monkeypatch.setattr(formats, "_is_plain_chat", lambda value: "messages" in value)
+    monkeypatch.setattr(shapes, "is_plain_chat", lambda value: "messages" in value)
     empty = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]}
     assert check(jsonl(empty)).n_faults == 0
 
@@ -115,7 +116,9 @@ def test_no_bytes_make_check_raise_and_read_agrees_with_it(tmp_path, lines, end)
         assert len(list(read(path))) == report.n_examples
 
 
-def test_checking_reaches_neither_torch_nor_transformers():
-    program = "import sys, core.data.formats; print({'torch', 'transformers', 'tokenizers'} & set(sys.modules))"
+def test_checking_reaches_neither_torch_nor_transformers_and_loads_arrow_for_parquet_alone():
+    program = (
+        "import sys, core.data.formats; print({'torch', 'transformers', 'tokenizers', 'pyarrow'} & set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -1,7 +1,7 @@
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from core.data.formats import Fault, FaultyLineError
+from core.data.faults import Fault, FaultyLineError
 from core.data.tokens import Measure, encode, measure
 from core.specs.dataset import ChatExample
 

@@ -13,12 +13,25 @@ import uvicorn
 
 from core.specs.generation import Frame
 from core.specs.inspection import Inspected
+from core.specs.preview import Preview
 from tests.worker.engine.conftest import BASE
 from worker.engine import http as http_module
 from worker.engine.http import Desk, create_app
 from worker.engine.intake import Refused
 from worker.engine.process import Server
 
+PREVIEW = {
+    "format": "text",
+    "container": "jsonl",
+    "context": 9,
+    "max_seq_length": 8,
+    "n_examined": 1,
+    "rows": (),
+    "n_errors": 0,
+    "errors": (),
+    "n_warnings": 0,
+    "warnings": (),
+}
 TOKEN = "a-token-of-the-tests"
 HEADERS = {"authorization": f"Bearer {TOKEN}"}
 
@@ -33,7 +46,7 @@ class House:
 
     def __init__(self, kitchen):
         self.kitchen, self.engine = kitchen, kitchen.engine
-        self.desk = Desk(BASE, TOKEN, 4096, self._measure, self._inspect, kitchen.engine, kitchen.intake)
+        self.desk = Desk(BASE, TOKEN, 4096, self._measure, self._preview, self._inspect, kitchen.engine, kitchen.intake)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -48,6 +61,11 @@ class House:
         if spec.file_sha256 == "0" * 64:
             raise Refused(400, "file_not_found", "the file is not in the store", "file_sha256")
         return {"tokens": 7}
+
+    def _preview(self, spec):
+        if spec.rows is None:
+            raise Refused(400, "file_not_found", "the file is not in the store", "file_sha256")
+        return Preview(**PREVIEW)
 
     def _inspect(self, spec):
         if spec.file_sha256 == "0" * 64:
@@ -227,7 +245,8 @@ def test_an_engine_that_drains_or_still_opens_answers_503(house):
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", TOKEN, f"bearer {TOKEN}", f"Bearer {TOKEN}x"])
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/generate"), ("POST", "/measure"), ("POST", "/inspect"), ("GET", "/status")]
+    ("method", "path"),
+    [("POST", "/generate"), ("POST", "/measure"), ("POST", "/preview"), ("POST", "/inspect"), ("GET", "/status")],
 )
 def test_without_the_token_nothing_is_answered(house, method, path, header):
     headers = {} if header is None else {"authorization": header}
@@ -301,6 +320,18 @@ def test_measuring_answers_or_refuses(house):
     missing = house.client.post("/measure", json=asked | {"file_sha256": "0" * 64})
     assert (missing.status_code, missing.json()["error"]["code"]) == (400, "file_not_found")
     assert house.client.post("/measure", json=asked | {"base_model": "other"}).status_code == 404
+
+
+def test_a_preview_is_answered_or_refused(house):
+    asked = {"base_model": BASE, "rows": [{"text": "a"}], "max_tokens": 8}
+    assert Preview.model_validate(house.client.post("/preview", json=asked).json()) == Preview(**PREVIEW)
+    by_file = {"base_model": BASE, "file_sha256": "0" * 64, "max_tokens": 8}
+    missing = house.client.post("/preview", json=by_file)
+    assert (missing.status_code, missing.json()["error"]["code"]) == (400, "file_not_found")
+    assert house.client.post("/preview", json=asked | {"base_model": "other"}).status_code == 404
+    assert house.client.post("/preview", json=asked | {"limit": 33}).status_code == 400
+    house.desk.is_draining = True
+    assert house.client.post("/preview", json=asked).status_code == 503
 
 
 def test_status_counts(house):

@@ -188,6 +188,31 @@ def test_it_measures_a_dataset_by_its_own_tokeniser(settings):
     assert live(settings, work) == 0
 
 
+def test_it_shows_the_rows_of_a_file_or_of_a_request_by_its_own_tokeniser(settings):
+    store = open_store(settings)
+    file = store.put_bytes(b"text,label\n" + b"hello,greeting\nhello,greeting\n")
+
+    def work(client):
+        client.ready()
+        question = {"base_model": "tiny", "max_tokens": 40, "limit": 1}
+        found = client.http.post("/preview", json=question | {"file_sha256": file.sha256}).json()
+        assert (found["format"], found["container"], found["n_examined"]) == ("classification", "csv", 2)
+        assert [(w["line"], w["code"]) for w in found["warnings"] if w["code"] == "duplicate"] == [(3, "duplicate")]
+        [row] = found["rows"]
+        assert (row["line"], row["label"], row["n_tokens"]) == (2, "greeting", len(row["tokens"]))
+        [[first, end]] = row["trained_spans"]
+        assert [t["label"] != -100 for t in row["tokens"]] == [first <= n < end for n in range(row["n_tokens"])]
+        shown = client.http.post("/preview", json=question | {"rows": [{"messages": ROW}, {"nothing": 1}]}).json()
+        assert [(error["line"], error["code"]) for error in shown["errors"]] == [(2, "unknown_format")]
+        assert shown["rows"][0]["n_learned"] > 0
+        for wrong, code in (({"file_sha256": "0" * 64}, "file_not_found"), ({}, "invalid_request")):
+            refused = client.http.post("/preview", json=question | wrong)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, code)
+        assert list(settings.cache_dir.glob("measure-*")) == []
+
+    assert live(settings, work) == 0
+
+
 def slow_steps(monkeypatch, step_s):
     plain = process_module.Engine.step
 

@@ -1,0 +1,44 @@
+"""Preference pairs to pairs of token rows: the answer that was preferred and the one that was not. Knows no loss."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from core.data.tokens import TokenRow, encode_all
+from core.specs.dataset import ChatExample, PreferenceExample
+from core.specs.template import Template
+
+
+@dataclass(frozen=True, eq=False)
+class PairRow:
+    """One pair as a model sees it. Both rows begin with the same ids, up to the first that either learns."""
+
+    line: int
+    chosen: TokenRow
+    rejected: TokenRow
+
+
+def encode_pairs(
+    examples: Iterable[tuple[int, PreferenceExample]],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    max_tokens: int,
+    template: Template | None = None,
+) -> Iterator[PairRow]:
+    """The pairs of (line, example) pairs, in order. Only the two answers and their ends are learned.
+
+    Raises:
+        TooLongError: either row has more than max_tokens.
+        UnusableExampleError: the base model's chat template cannot write it.
+
+    """
+    rows = encode_all(both(examples), tokenizer, train_on="last", max_tokens=max_tokens, template=template)
+    for chosen in rows:
+        yield PairRow(chosen.line, chosen, next(rows))
+
+
+def both(examples: Iterable[tuple[int, PreferenceExample]]) -> Iterator[tuple[int, ChatExample]]:
+    """Each pair's two conversations, one after the other, the preferred first."""
+    for line, example in examples:
+        yield from ((line, conversation) for conversation in example.meanings())
