@@ -37,6 +37,7 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
             param="model",
             code="model_not_found",
         )
+    _refuse_blind_stopping(asked)
     training_file = _dataset(resources, account, asked.training_file, "training_file")
     validation_file = asked.validation_file and _dataset(resources, account, asked.validation_file, "validation_file")
     init_sha256 = method.starts_from and _start(resources, account, asked.model, method.starts_from)
@@ -59,6 +60,15 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
         )
     spec = spec.model_copy(update={"init_adapter_sha256": init_sha256})
     return Plan(spec, training_file, validation_file or None)
+
+
+def _refuse_blind_stopping(asked: JobRequest) -> None:
+    if asked.training and asked.training.early_stopping and asked.validation_file is None:
+        raise errors.bad_request(
+            "training.early_stopping looks at the validation loss, and there is no validation_file: name one",
+            param="training.early_stopping",
+            code="validation_file_required",
+        )
 
 
 def _refuse_unfit_schedule(spec: TrainSpec, n_examples: int) -> None:

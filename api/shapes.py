@@ -87,6 +87,7 @@ def job(row: Job, adapter_name: str | None) -> Shape:
         "step": row.step,
         "total_steps": row.total_steps,
         "attempt": row.attempt,
+        "outcome": row.outcome,
     }
 
 

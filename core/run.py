@@ -43,6 +43,7 @@ class Run:
         self.skipped = 0  # steps whose loss or gradient was not finite
         self.skipped_in_a_row = 0
         self.rate_factor = 1.0  # of the learning rate; halved by a roll-back
+        self.is_stopped = False  # before its last step, because it no longer gained
         self.error: Exception | None = None  # what ended this run alone
 
     @property
@@ -53,7 +54,7 @@ class Run:
     @property
     def is_active(self) -> bool:
         """Whether a step is still to be made."""
-        return self.error is None and self.step < self.total_steps
+        return self.error is None and not self.is_stopped and self.step < self.total_steps
 
     @property
     def optimizer_in_force(self) -> Optimizer:
@@ -129,11 +130,14 @@ class Run:
         for number, moments in state_of(self.optimiser).items():
             tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
         facts = {name: getattr(self, name) for name in _COUNTERS}
-        return tensors, facts | {"spec": self._identity}
+        return tensors, facts | {"is_stopped": self.is_stopped, "spec": self._identity}
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Goes on from what state() said. Raises ValueError, the run unchanged, for the state of another spec."""
-        if facts["spec"] != self._identity:
+        """Goes on from what state() said; what others keep beside it is left to them.
+
+        Raises ValueError, the run unchanged, for the state of another spec.
+        """
+        if not self._is_of_this_spec(facts["spec"]):
             raise ValueError("this checkpoint belongs to another training spec")
         weights: dict[str, Tensor] = {}
         moments: dict[int, dict[str, Tensor]] = {}
@@ -142,12 +146,22 @@ class Run:
             if kind == "method":
                 weights[rest] = tensor
                 continue
-            number, _, moment = rest.partition(".")
-            moments.setdefault(int(number), {})[moment] = tensor
+            if kind == "optimiser":
+                number, _, moment = rest.partition(".")
+                moments.setdefault(int(number), {})[moment] = tensor
         self.method.load_state_dict(weights)
         load_state(self.optimiser, moments)
         for counter in _COUNTERS:
             setattr(self, counter, facts[counter])
+        self.is_stopped = bool(facts.get("is_stopped", False))  # older states do not say
+
+    def _is_of_this_spec(self, identity: Mapping[str, Any]) -> bool:
+        """A state of before a field was thought of is of a spec that has the field's default."""
+        try:
+            theirs = TrainSpec.model_validate({**identity, "tokens_per_batch": self.spec.tokens_per_batch})
+        except ValueError:
+            return False
+        return theirs == self.spec
 
 
 _COUNTERS = ("step", "trained_tokens", "skipped", "skipped_in_a_row", "rate_factor")

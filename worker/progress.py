@@ -102,7 +102,7 @@ class Progress:
                     self._last_step = report
                     self._events.append(step_event(report))
                 case ValidationReport():
-                    self._events.append(validation_event(report, self._last_step))
+                    self._events += validation_events(report, self._last_step)
                 case WarningReport():
                     self._events.append(Event(report.code, report.message, level="warn", step=report.step))
 
@@ -180,6 +180,15 @@ def step_event(report: StepReport) -> Event:
     )
 
 
+def validation_events(report: ValidationReport, last: StepReport | None) -> list[Event]:
+    """What a validation found, and, where it is the last one before its time, that the run stops."""
+    found = validation_event(report, last)
+    if not report.is_enough:
+        return [found]
+    message = f"Stopped early at step {report.step}: the best was step {report.best_step}, and nothing gained since"
+    return [found, Event("stopped_early", message, step=report.step, data={"best_step": report.best_step})]
+
+
 def validation_event(report: ValidationReport, last: StepReport | None) -> Event:
     """The metrics of a step once more, the validation's among them: ours is of the whole file, so both pairs say it."""
     message = f"Step {report.step}/{report.total_steps}: validation loss={report.valid_loss:.3f}"
@@ -187,6 +196,7 @@ def validation_event(report: ValidationReport, last: StepReport | None) -> Event
     metrics = _metrics(report.step, report.total_steps, of_step)
     for name in ("valid_loss", "valid_mean_token_accuracy"):
         metrics[name] = metrics[f"full_{name}"] = getattr(report, name)
+    metrics["best_step"] = report.best_step
     return Event("validation", message, type="metrics", step=report.step, data=metrics)
 
 

@@ -75,6 +75,8 @@ class ValidationReport(Spec):
     total_steps: int
     valid_loss: float
     valid_mean_token_accuracy: float
+    best_step: int | None = Field(None, description="Of the lowest validation loss so far, this step's among them.")
+    is_enough: bool = Field(False, description="Whether the run stops here, because it no longer gains.")
 
 
 class CheckpointReport(Spec):
@@ -84,7 +86,17 @@ class CheckpointReport(Spec):
     step: int
     path: Path
     adapter: Path | None = None
+    best_step: int | None = Field(None, description="Of the lowest validation loss so far: its adapter is to be kept.")
     metrics: dict[str, float]
+
+
+class Outcome(Spec):
+    """What a finished run came to. The best step is that of the lowest validation loss, if there was a validation."""
+
+    served_step: int
+    best_step: int | None
+    best_valid_loss: float | None
+    stopped_early: bool
 
 
 class FinishedReport(Spec):
@@ -98,6 +110,7 @@ class FinishedReport(Spec):
     details: dict[str, JsonValue] = Field(
         description="For the registry: parameters, peft_type, base precision and quantisation."
     )
+    outcome: Outcome | None = None
 
 
 class WarningReport(Spec):

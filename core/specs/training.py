@@ -9,6 +9,7 @@ from core.specs.spec import Spec
 
 Auto = Literal["auto"]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+Serve = Literal["best", "last"]
 SMALL_DATASET = 4096  # rows under which more passes and smaller batches pay
 # Peak learning rates found by trying (benchmarks/methods.py). Virtual tokens need far more than weights do.
 LEARNING_RATES = {
@@ -45,6 +46,13 @@ class HyperparametersRequest(Spec):
         )
 
 
+class EarlyStopping(Spec):
+    """When a run that no longer gains ends before its last epoch."""
+
+    patience: int = Field(ge=1, le=1000, description="Validations in a row without gain after which the run ends.")
+    min_delta: float = Field(0.0, ge=0, le=100, description="Nats by which a validation loss must fall to be a gain.")
+
+
 class TrainingRequest(Spec):
     """Our further knobs, the top-level extension `training`."""
 
@@ -63,6 +71,8 @@ class TrainingRequest(Spec):
     )
     eval_steps: Auto | int = Field("auto", description="Steps between validations; 'auto' is once an epoch.")
     n_checkpoints: int = Field(3, ge=1, le=10, description="How many checkpoints stay usable as models.")
+    early_stopping: EarlyStopping | None = Field(None, description="Needs a validation file.")
+    serve: Serve = Field("best", description="The step of the lowest validation loss, where there is one, or the last.")
 
     @field_validator("learning_rate", "max_seq_length", "tokens_per_batch", "eval_steps")
     @classmethod
@@ -95,6 +105,8 @@ class TrainSpec(Spec):
     train_on: Literal["assistant", "last"]
     eval_steps: int | None = Field(description="None validates once an epoch.")
     n_checkpoints: int
+    early_stopping: EarlyStopping | None = None
+    serve: Serve = "best"
     seed: int = Field(ge=0, lt=2**31)
     init_adapter_sha256: str | None = Field(None, description="Of the zip that the method's init_adapter names.")
 
@@ -145,5 +157,7 @@ def resolve(
         train_on=training.train_on,
         eval_steps=None if training.eval_steps == "auto" else training.eval_steps,
         n_checkpoints=training.n_checkpoints,
+        early_stopping=training.early_stopping,
+        serve=training.serve,
         seed=seed,
     )

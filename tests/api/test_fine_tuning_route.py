@@ -77,10 +77,13 @@ def test_a_job_is_made_with_every_value_in_force(service):
             "train_on": "assistant",
             "eval_steps": None,
             "n_checkpoints": 3,
+            "early_stopping": None,
+            "serve": "best",
         },
         "step": 0,
         "total_steps": None,
         "attempt": 0,
+        "outcome": None,
     }
 
 
