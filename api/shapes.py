@@ -20,6 +20,9 @@ CHECKPOINT_METRICS = (
     "valid_mean_token_accuracy",
     "full_valid_loss",
     "full_valid_mean_token_accuracy",
+    "valid_exact_match",
+    "valid_accuracy",
+    "valid_macro_f1",
 )
 # What OpenAI's client calls hyperparameters; all else of a TrainSpec but these and the method is `training`.
 _HYPERPARAMETERS = {"n_epochs", "batch_size", "learning_rate_multiplier"}

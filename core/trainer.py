@@ -20,11 +20,13 @@ from torch import Tensor
 from core.data.batches import Corpus, micro_batches
 from core.data.tokens import TokenRow
 from core.effects import members_of
-from core.losses import NextTokenLoss, next_token_loss
+from core.losses import NextTokenLoss, TokenLosses, next_token_loss, token_losses
 from core.methods import Method
 from core.model import RoutedModel, Rows
 from core.routing import Routing, dropout_key
 from core.run import Run
+
+SHORT = 64  # learned tokens: an answer that may be asked for to the letter
 
 __all__ = ["Event", "Failed", "Run", "Score", "Skipped", "Step", "evaluate", "train"]
 
@@ -71,6 +73,8 @@ class Score:
     total: float = 0.0
     count: int = 0
     correct: int = 0
+    short: int = 0  # rows of which at most SHORT tokens are learned, of an evaluation
+    exact: int = 0  # of those, how many had all of them right
 
     @property
     def loss(self) -> float:
@@ -82,9 +86,26 @@ class Score:
         """Share of learned tokens that were the most likely ones."""
         return self.correct / self.count
 
+    @property
+    def exact_match(self) -> float | None:
+        """Share of the short rows whose learned tokens were all the likeliest, given those before them.
+
+        Of a row with one answer that is whether greedy decoding would say the answer, to its end. None without one.
+        """
+        return self.exact / self.short if self.short else None
+
     def plus(self, loss: NextTokenLoss) -> "Score":
         """Its sum with one micro-batch more."""
-        return Score(self.total + float(loss.total.detach()), self.count + loss.count, self.correct + loss.correct)
+        total, count, correct = self.total + float(loss.total.detach()), self.count + loss.count, loss.correct
+        return replace(self, total=total, count=count, correct=self.correct + correct)
+
+    def plus_rows(self, losses: TokenLosses, count: int) -> "Score":
+        """As plus, of a micro-batch of so many rows, each judged as a whole too."""
+        learned = losses.rows.bincount(minlength=count)
+        right = losses.rows[losses.hits].bincount(minlength=count)
+        is_short = (learned > 0) & (learned <= SHORT)
+        exact = int((is_short & (learned == right)).sum())
+        return replace(self.plus(losses.summed()), short=self.short + int(is_short.sum()), exact=self.exact + exact)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +144,8 @@ def evaluate(model: RoutedModel, method: Method, corpus: Corpus, tokens_per_batc
             routing = Routing.of_rows([member for _ in batch for member in members])
             with model.wearing(routing):
                 rows, learned = _assembled(model, [row for row in batch for _ in members], routing)
-                score = score.plus(next_token_loss(model, model(rows), rows.ids, learned, rows.starts))
+                losses = token_losses(model, model(rows), rows.ids, learned, rows.starts)
+                score = score.plus_rows(losses, len(rows))
         yield score
 
 

@@ -28,14 +28,15 @@ from core.specs.assignment import (
     FinishedReport,
     PhaseReport,
     Report,
-    StepReport,
+    SamplesReport,
     WarningReport,
 )
 from core.trainer import Failed, Score, Skipped, Step, evaluate, train
 from worker import due, failpoints
 from worker.export import details_of, export
 from worker.judging import Judge
-from worker.meters import Ranks, memory_bytes
+from worker.meters import Ranks, step_report
+from worker.quiz import Quiz
 from worker.reading import base_of, corpus_of, start_of
 from worker.shift import measured_shift
 
@@ -77,6 +78,7 @@ class Attempt:
         self.validation = None if file is None else self._read(file, "validation_file")
         self.run = self._new_run()
         self.judge = Judge(self.spec)
+        self.quiz = None if self.validation is None else Quiz(self.validation, self.base)
         self.ranks = Ranks()
         self.metrics: dict[str, float] = {}  # of the last step, and of the last validation
         self.saved_at = time.monotonic()
@@ -150,22 +152,7 @@ class Attempt:
 
     def _report(self, step: Step) -> None:
         self.metrics |= {"train_loss": step.loss, "train_mean_token_accuracy": step.accuracy}
-        self.say(
-            StepReport(
-                step=step.number,
-                total_steps=step.of,
-                epoch=self.run.epoch,
-                train_loss=step.loss,
-                train_mean_token_accuracy=step.accuracy,
-                learning_rate=step.learning_rate,
-                grad_norm=step.grad_norm,
-                tokens=step.tokens,
-                trained_tokens=self.run.trained_tokens,
-                tokens_per_s=step.tokens / step.seconds,
-                memory_bytes=memory_bytes(self.base.device),
-                ranks=self.ranks.news(self.run.method),
-            )
-        )
+        self.say(step_report(step, self.ranks, self.base.device))
         self._reached(f"step:{step.number}")
 
     def _skip(self, skipped: Skipped) -> None:
@@ -212,6 +199,7 @@ class Attempt:
     def _validate(self) -> bool:
         """Scores the whole validation file and says the result; False, and nothing said, where it is not finite."""
         assert self.validation is not None
+        assert self.quiz is not None
         score, said_at = Score(), -math.inf
         for so_far in evaluate(self.model, self.run.method, self.validation, self.spec.tokens_per_batch):
             score = so_far
@@ -222,9 +210,12 @@ class Attempt:
                 self._stop()
         if not math.isfinite(score.loss):
             return False
-        found = {"valid_loss": score.loss, "valid_mean_token_accuracy": score.accuracy}
-        self.metrics |= found
+        answered = self.quiz.ask(self.model, self.run)
+        self.metrics |= {"valid_loss": score.loss, "valid_mean_token_accuracy": score.accuracy}
+        self.metrics |= answered.metrics(score.exact_match)
         self.say(self.judge.hear(self.run, self.metrics))
+        if answered.samples:
+            self.say(SamplesReport(step=self.run.step, samples=answered.samples))
         self._reached(f"validation:{self.run.step}")
         self.say(PhaseReport(phase="training"))
         return True

@@ -15,6 +15,8 @@ from core.run import Run
 from core.specs.assignment import Outcome, ValidationReport
 from core.specs.training import TrainSpec
 
+# Of a validation beside its loss: fields of its report, and names of a run's metrics.
+MEASURES = ("valid_mean_token_accuracy", "valid_exact_match", "valid_accuracy", "valid_macro_f1")
 PREFIX = "best."  # of its tensors' names among a checkpoint's
 
 
@@ -65,7 +67,7 @@ class Judge:
             step=run.step,
             total_steps=run.total_steps,
             valid_loss=loss,
-            valid_mean_token_accuracy=metrics["valid_mean_token_accuracy"],
+            **{name: metrics.get(name) for name in MEASURES},
             best_step=self._best.step,
             is_enough=is_enough,
         )

@@ -18,7 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.records import jobs
 from core.records.database import Database
 from core.records.events import Event
-from core.specs.assignment import Phase, PhaseReport, Report, StepReport, ValidationReport, WarningReport
+from core.specs.assignment import (
+    Phase,
+    PhaseReport,
+    Report,
+    SamplesReport,
+    StepReport,
+    ValidationReport,
+    WarningReport,
+)
 
 log = structlog.get_logger()
 
@@ -103,6 +111,8 @@ class Progress:
                     self._events.append(step_event(report))
                 case ValidationReport():
                     self._events += validation_events(report, self._last_step)
+                case SamplesReport():
+                    self._events.append(samples_event(report))
                 case WarningReport():
                     self._events.append(Event(report.code, report.message, level="warn", step=report.step))
 
@@ -197,7 +207,17 @@ def validation_event(report: ValidationReport, last: StepReport | None) -> Event
     for name in ("valid_loss", "valid_mean_token_accuracy"):
         metrics[name] = metrics[f"full_{name}"] = getattr(report, name)
     metrics["best_step"] = report.best_step
+    measured = {name: getattr(report, name) for name in ("valid_exact_match", "valid_accuracy", "valid_macro_f1")}
+    metrics |= {name: value for name, value in measured.items() if value is not None}
     return Event("validation", message, type="metrics", step=report.step, data=metrics)
+
+
+def samples_event(report: SamplesReport) -> Event:
+    """What the run says to rows of its validation file."""
+    right = sum(sample.said == sample.expected for sample in report.samples)
+    message = f"Step {report.step}: {right} of {len(report.samples)} samples answered as expected"
+    data = {"samples": [sample.model_dump() for sample in report.samples]}
+    return Event("samples", message, step=report.step, data=data)
 
 
 def _metrics(step: int, total_steps: int, said: StepReport | None) -> dict[str, Any]:

@@ -75,8 +75,27 @@ class ValidationReport(Spec):
     total_steps: int
     valid_loss: float
     valid_mean_token_accuracy: float
+    valid_exact_match: float | None = Field(None, description="Share of rows with a short answer, right to the end.")
+    valid_accuracy: float | None = Field(None, description="Where the answers are few: share of rows answered right.")
+    valid_macro_f1: float | None = Field(None, description="Likewise: mean over the answers of their F1.")
     best_step: int | None = Field(None, description="Of the lowest validation loss so far, this step's among them.")
     is_enough: bool = Field(False, description="Whether the run stops here, because it no longer gains.")
+
+
+class Sample(Spec):
+    """A row of the validation file, answered greedily by the run's own effect."""
+
+    prompt: str
+    expected: str
+    said: str
+
+
+class SamplesReport(Spec):
+    """Some rows of the validation file, after a step: the same rows each time."""
+
+    kind: Literal["samples"] = "samples"
+    step: int
+    samples: tuple[Sample, ...]
 
 
 class CheckpointReport(Spec):
@@ -136,7 +155,14 @@ class FailedReport(Spec):
 
 
 Report = Annotated[
-    PhaseReport | StepReport | ValidationReport | CheckpointReport | WarningReport | FinishedReport | FailedReport,
+    PhaseReport
+    | StepReport
+    | ValidationReport
+    | SamplesReport
+    | CheckpointReport
+    | WarningReport
+    | FinishedReport
+    | FailedReport,
     Field(discriminator="kind"),
 ]
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)

@@ -71,6 +71,7 @@ class TrainingRequest(Spec):
     )
     eval_steps: Auto | int = Field("auto", description="Steps between validations; 'auto' is once an epoch.")
     n_checkpoints: int = Field(3, ge=1, le=10, description="How many checkpoints stay usable as models.")
+    eval_samples: int = Field(3, ge=0, le=20, description="Validation rows that each validation answers in full.")
     early_stopping: EarlyStopping | None = Field(None, description="Needs a validation file.")
     serve: Serve = Field("best", description="The step of the lowest validation loss, where there is one, or the last.")
 
@@ -105,6 +106,7 @@ class TrainSpec(Spec):
     train_on: Literal["assistant", "last"]
     eval_steps: int | None = Field(description="None validates once an epoch.")
     n_checkpoints: int
+    eval_samples: int = 3
     early_stopping: EarlyStopping | None = None
     serve: Serve = "best"
     seed: int = Field(ge=0, lt=2**31)
@@ -157,6 +159,7 @@ def resolve(
         train_on=training.train_on,
         eval_steps=None if training.eval_steps == "auto" else training.eval_steps,
         n_checkpoints=training.n_checkpoints,
+        eval_samples=training.eval_samples,
         early_stopping=training.early_stopping,
         serve=training.serve,
         seed=seed,

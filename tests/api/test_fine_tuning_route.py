@@ -77,6 +77,7 @@ def test_a_job_is_made_with_every_value_in_force(service):
             "train_on": "assistant",
             "eval_steps": None,
             "n_checkpoints": 3,
+            "eval_samples": 3,
             "early_stopping": None,
             "serve": "best",
         },

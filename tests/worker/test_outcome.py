@@ -59,6 +59,7 @@ def test_a_finished_run_names_its_adapter_its_metrics_and_what_the_registry_want
         "train_mean_token_accuracy": last.train_mean_token_accuracy,
         "valid_loss": valid.valid_loss,
         "valid_mean_token_accuracy": valid.valid_mean_token_accuracy,
+        "valid_exact_match": valid.valid_exact_match,
     }
     told = finished.details
     assert (told["peft_type"], told["base_precision"], told["computed_in"]) == ("LORA", "bf16", "fp32")
