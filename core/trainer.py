@@ -172,7 +172,8 @@ def _backward(
         return []
     worn = [piece for piece, _ in rows_worn]
     keys = [dropout_key(piece.run.spec.seed, piece.run.step, piece.place) for piece in worn]
-    routing = Routing.of_rows([member for _, member in rows_worn], dropout_keys=keys)
+    noise = [piece.run.spec.neftune_alpha or 0.0 for piece in worn]
+    routing = Routing.of_rows([member for _, member in rows_worn], dropout_keys=keys, noise_alphas=noise)
     with model.wearing(routing):
         rows, learned = _assembled(model, [piece.row for piece in worn], routing)
         hidden = model(rows)

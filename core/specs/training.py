@@ -8,7 +8,7 @@ from core.specs.method import MethodSpec
 from core.specs.spec import Spec
 
 Auto = Literal["auto"]
-Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor"]
 Serve = Literal["best", "last"]
 SMALL_DATASET = 4096  # rows under which more passes and smaller batches pay
 # Peak learning rates found by trying (benchmarks/methods.py). Virtual tokens need far more than weights do.
@@ -62,6 +62,9 @@ class TrainingRequest(Spec):
     warmup_ratio: float = Field(0.03, ge=0, le=0.5)
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0, le=1000)
+    neftune_alpha: float | None = Field(
+        None, gt=0, le=100, description="Noise on the words' embeddings while training. Jain et al. 2023, NEFTune."
+    )
     max_seq_length: Auto | int = Field(
         "auto", description="Tokens of the longest row; 'auto' is the base model's context."
     )
@@ -101,6 +104,7 @@ class TrainSpec(Spec):
     warmup_ratio: float
     weight_decay: float
     max_grad_norm: float
+    neftune_alpha: float | None = None
     max_seq_length: int
     tokens_per_batch: int
     train_on: Literal["assistant", "last"]
@@ -154,6 +158,7 @@ def resolve(
         warmup_ratio=training.warmup_ratio,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
+        neftune_alpha=training.neftune_alpha,
         max_seq_length=length,
         tokens_per_batch=2048 if training.tokens_per_batch == "auto" else training.tokens_per_batch,
         train_on=training.train_on,

@@ -72,6 +72,7 @@ def test_a_job_is_made_with_every_value_in_force(service):
             "warmup_ratio": 0.03,
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
+            "neftune_alpha": None,
             "max_seq_length": 2048,
             "tokens_per_batch": 2048,
             "train_on": "assistant",
