@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from api import errors
+from api import continuing, errors
 from api.job_request import JobRequest
 from api.resources import Resources
 from core.records import adapters, datasets
@@ -30,13 +30,15 @@ class Plan:
 
 def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
     """Raises ClientError 400, which names the field. Blocking."""
-    method, hyperparameters = asked.chosen_method(), asked.chosen_hyperparameters()
+    hyperparameters = asked.chosen_hyperparameters()
     if asked.model not in resources.settings.base_models:
         raise errors.bad_request(
             f"No base model of that name may be fine-tuned here; there is: {', '.join(resources.settings.base_models)}",
             param="model",
             code="model_not_found",
         )
+    source = asked.continue_from and continuing.source_of(resources, account, asked.model, asked.continue_from)
+    method = continuing.method_of(resources, asked, source) if source else asked.chosen_method()
     _refuse_blind_stopping(asked)
     training_file = _dataset(resources, account, asked.training_file, "training_file")
     validation_file = asked.validation_file and _dataset(resources, account, asked.validation_file, "validation_file")
@@ -58,6 +60,8 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
             param="peft.num_virtual_tokens",
             code="no_room_for_rows",
         )
+    if source:
+        spec = spec.model_copy(update={"continue_from": source.name, "continue_from_sha256": source.sha256})
     spec = spec.model_copy(update={"init_adapter_sha256": init_sha256})
     return Plan(spec, training_file, validation_file or None)
 

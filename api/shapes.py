@@ -26,7 +26,7 @@ CHECKPOINT_METRICS = (
 )
 # What OpenAI's client calls hyperparameters; all else of a TrainSpec but these and the method is `training`.
 _HYPERPARAMETERS = {"n_epochs", "batch_size", "learning_rate_multiplier"}
-_ELSEWHERE = {"base_model", "method", "seed", "init_adapter_sha256"}
+_ELSEWHERE = {"base_model", "method", "seed", "init_adapter_sha256", "continue_from", "continue_from_sha256"}
 
 
 def listed(page: Page[Row], shape: Callable[[Row], Shape]) -> Shape:
@@ -91,6 +91,7 @@ def job(row: Job, adapter_name: str | None) -> Shape:
         "total_steps": row.total_steps,
         "attempt": row.attempt,
         "outcome": row.outcome,
+        "continue_from": spec.continue_from,
     }
 
 

@@ -247,8 +247,7 @@ class RoutedModel(nn.Module):
         is_virtual = rows.ids < 0
         if not bool(is_virtual.any()):
             return words
-        for row in range(len(rows)):
-            start, stop = rows.starts[row], rows.starts[row + 1]
+        for row, (start, stop) in enumerate(zip(rows.starts, rows.starts[1:], strict=False)):
             here = is_virtual[start:stop].nonzero()[:, 0] + start
             if not len(here):
                 continue

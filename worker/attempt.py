@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from core import checkpoint
+from core.adapter_files import read_zip
 from core.base.load import OpenBase
 from core.data.batches import Corpus
 from core.methods import METHODS
@@ -122,6 +123,8 @@ class Attempt:
         try:
             start = start_of(self.assignment.init_adapter)
             method = METHODS[self.spec.method.type](self.spec.method, self.facts, generator=generator, **start)
+            if self.assignment.continue_from is not None:
+                method.continue_from(read_zip(self.assignment.continue_from))
         except ValueError as error:
             raise UnusableMethodError(str(error)) from error
         return Run(self.spec, method.to(self.base.device), self.corpus)

@@ -38,6 +38,7 @@ class Assignment(Spec):
     training_file_id: str | None = Field(None, description="By which its owner knows it; for the adapter's manifest.")
     validation_file_id: str | None = None
     init_adapter: Path | None = Field(None, description="The zip of the adapter that the method starts from.")
+    continue_from: Path | None = Field(None, description="The zip of the adapter that training goes on from.")
     work_dir: Path = Field(description="Of this job, kept between attempts: checkpoints/ and adapters/ lie in it.")
     cache_dir: Path = Field(description="Of this machine: converted base models.")
 

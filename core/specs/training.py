@@ -114,6 +114,8 @@ class TrainSpec(Spec):
     early_stopping: EarlyStopping | None = None
     serve: Serve = "best"
     seed: int = Field(ge=0, lt=2**31)
+    continue_from: str | None = Field(None, description="The model whose weights training goes on from.")
+    continue_from_sha256: str | None = Field(None, description="Of its zip.")
     init_adapter_sha256: str | None = Field(None, description="Of the zip that the method's init_adapter names.")
 
 

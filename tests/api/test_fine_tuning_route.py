@@ -86,6 +86,7 @@ def test_a_job_is_made_with_every_value_in_force(service):
         "total_steps": None,
         "attempt": 0,
         "outcome": None,
+        "continue_from": None,
     }
 
 
@@ -145,7 +146,8 @@ BAD_FIELDS = [
     ({"training": {"learning_rate": 100}}, "training.learning_rate", "invalid_value"),
     ({"training": {"lr_scheduler": "wild"}}, "training.lr_scheduler", "invalid_value"),
     ({"integrations": [{"type": "wandb"}]}, "integrations", "invalid_value"),
-    ({"continue_from": "x"}, "continue_from", "unknown_parameter"),
+    ({"continue_from": "x"}, "continue_from", "model_not_found"),
+    ({"colour": "x"}, "colour", "unknown_parameter"),
     (
         {"peft": {"r": 4}, "method": {"type": "lora", "lora": {"r": 8}}},
         "method.lora",
