@@ -42,6 +42,7 @@ class NextTokenLoss:
     total: Tensor  # [] fp32: the sum in nats; the caller divides by its own denominator
     count: int  # learned tokens
     correct: int  # of them, how many were the likeliest
+    margin: float = 0.0  # there is none: it belongs to pairs
 
 
 def next_token_loss(

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from core.data.batches import Corpus, order
+from core.effects import Effect
 from core.methods import Method
 from core.optimisers import Group, in_force, load_state, optimiser_of, state_of
+from core.preferences import Pairs, Preference
 from core.schedule import learning_rate
 from core.specs.training import Optimizer, TrainSpec
 
@@ -23,8 +25,17 @@ from core.specs.training import Optimizer, TrainSpec
 class Run:
     """A job's trainable state. One step learns from spec.batch_size rows, or from what the epoch has left."""
 
-    def __init__(self, spec: TrainSpec, method: Method, corpus: Corpus) -> None:
-        """Takes the method as its own. Raises ValueError for a corpus without rows and for parameters not in fp32."""
+    def __init__(
+        self, spec: TrainSpec, method: Method, corpus: Corpus | Pairs, *, reference: Effect | None = None
+    ) -> None:
+        """Takes the method as its own. reference: of a DPO run, what to be held to; None is the bare base model.
+
+        Raises:
+            ValueError: a corpus without rows, or not of pairs where DPO learns from them; parameters not in fp32.
+
+        """
+        if isinstance(corpus, Pairs) != (spec.dpo is not None):
+            raise ValueError("dpo learns from pairs, and only dpo does: the corpus and the spec do not fit")
         if not len(corpus):
             raise ValueError("there is nothing to train on: the training file has no rows")
         if found := {p.dtype for p in method.parameters()} - {torch.float32}:
@@ -32,6 +43,7 @@ class Run:
         self.spec = spec
         self.method = method
         self.corpus = corpus
+        self.preference = None if spec.dpo is None else Preference(spec.dpo.beta, reference)
         self.steps_per_epoch = -(-len(corpus) // spec.batch_size)
         self.total_steps = self.steps_per_epoch * spec.n_epochs
         groups = method.groups()

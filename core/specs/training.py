@@ -53,6 +53,12 @@ class EarlyStopping(Spec):
     min_delta: float = Field(0.0, ge=0, le=100, description="Nats by which a validation loss must fall to be a gain.")
 
 
+class DPO(Spec):
+    """Learning from pairs of answers. Rafailov et al. 2023, arXiv:2305.18290."""
+
+    beta: float = Field(0.1, gt=0, le=10, description="How strongly the adapter is held to where it started.")
+
+
 class TrainingRequest(Spec):
     """Our further knobs, the top-level extension `training`."""
 
@@ -114,6 +120,7 @@ class TrainSpec(Spec):
     early_stopping: EarlyStopping | None = None
     serve: Serve = "best"
     seed: int = Field(ge=0, lt=2**31)
+    dpo: DPO | None = Field(None, description="Of a job that learns from pairs; None learns from examples.")
     continue_from: str | None = Field(None, description="The model whose weights training goes on from.")
     continue_from_sha256: str | None = Field(None, description="Of its zip.")
     init_adapter_sha256: str | None = Field(None, description="Of the zip that the method's init_adapter names.")
