@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import select
 
-from api import errors
+from api import continuing, errors
 from api.job_request import JobRequest
 from api.resources import Resources
 from core.records import adapters, datasets
@@ -30,8 +30,11 @@ class Plan:
 
 def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
     """Raises ClientError 400, which names the field. Blocking."""
-    method, hyperparameters = asked.chosen_method(), asked.chosen_hyperparameters()
+    hyperparameters = asked.chosen_hyperparameters()
     must_be_a_base(resources, asked.model)
+    source = asked.continue_from and continuing.source_of(resources, account, asked.model, asked.continue_from)
+    method = continuing.method_of(resources, asked, source) if source else asked.chosen_method()
+    _refuse_blind_stopping(asked)
     training_file = _trainable(resources, account, asked.training_file, "training_file")
     validation_file = asked.validation_file and _trainable(resources, account, asked.validation_file, "validation_file")
     init_sha256 = method.starts_from and _start(resources, account, asked.model, method.starts_from)
@@ -46,6 +49,8 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
     )
     _refuse_unfit_schedule(spec, (training_file.validation or {}).get("n_examples", 1))
     must_have_room(spec)
+    if source:
+        spec = spec.model_copy(update={"continue_from": source.name, "continue_from_sha256": source.sha256})
     spec = spec.model_copy(update={"init_adapter_sha256": init_sha256})
     return Plan(spec, training_file, validation_file or None)
 
@@ -58,6 +63,15 @@ def must_have_room(spec: TrainSpec) -> None:
             f"at least {SHORTEST_ROW} are needed",
             param="peft.num_virtual_tokens",
             code="no_room_for_rows",
+        )
+
+
+def _refuse_blind_stopping(asked: JobRequest) -> None:
+    if asked.training and asked.training.early_stopping and asked.validation_file is None:
+        raise errors.bad_request(
+            "training.early_stopping looks at the validation loss, and there is no validation_file: name one",
+            param="training.early_stopping",
+            code="validation_file_required",
         )
 
 

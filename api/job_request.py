@@ -90,7 +90,13 @@ class JobRequest(Spec):
     method: MethodRequest | None = None
     peft: MethodSpec | None = None
     training: TrainingRequest | None = None
+    continue_from: Reference | None = None
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @property
+    def says_method(self) -> bool:
+        """Whether a method is written anywhere."""
+        return self.peft is not None or (self.method is not None and self.method.section is not None)
 
     def chosen_method(self) -> MethodSpec:
         """The method, wherever it was written. Raises ClientError 400 where two places disagree."""

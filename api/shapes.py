@@ -20,10 +20,13 @@ CHECKPOINT_METRICS = (
     "valid_mean_token_accuracy",
     "full_valid_loss",
     "full_valid_mean_token_accuracy",
+    "valid_exact_match",
+    "valid_accuracy",
+    "valid_macro_f1",
 )
 # What OpenAI's client calls hyperparameters; all else of a TrainSpec but these and the method is `training`.
 _HYPERPARAMETERS = {"n_epochs", "batch_size", "learning_rate_multiplier"}
-_ELSEWHERE = {"base_model", "method", "seed", "init_adapter_sha256"}
+_ELSEWHERE = {"base_model", "method", "seed", "init_adapter_sha256", "continue_from", "continue_from_sha256", "dpo"}
 
 
 def listed(page: Page[Row], shape: Callable[[Row], Shape]) -> Shape:
@@ -79,7 +82,7 @@ def job(row: Job, adapter_name: str | None) -> Shape:
         "estimated_finish": _estimated_finish(row),
         "integrations": [],
         "metadata": row.job_metadata,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "method": _method(spec, hyperparameters),
         "suffix": row.suffix,
         "phase": row.phase,
         "peft": values["method"],
@@ -87,7 +90,16 @@ def job(row: Job, adapter_name: str | None) -> Shape:
         "step": row.step,
         "total_steps": row.total_steps,
         "attempt": row.attempt,
+        "outcome": row.outcome,
+        "continue_from": spec.continue_from,
     }
+
+
+def _method(spec: TrainSpec, hyperparameters: Shape) -> Shape:
+    """OpenAI's method: from examples, or from pairs."""
+    if spec.dpo is None:
+        return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+    return {"type": "dpo", "dpo": {"hyperparameters": {**hyperparameters, "beta": spec.dpo.beta}}}
 
 
 def event(row: JobEvent) -> Shape:

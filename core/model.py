@@ -242,12 +242,12 @@ class RoutedModel(nn.Module):
     def _embedded(self, rows: Rows, routing: Routing) -> Tensor:
         """[N, H]: words from the table, virtual tokens from each row's own prompt."""
         ids = rows.ids.clamp(min=0)
-        words = self._reworded(self.base.get_input_embeddings()(ids), ids, routing.spans(rows.starts), routing)
+        table = self.base.get_input_embeddings()
+        words = routing.noised(self._reworded(table(ids), ids, routing.spans(rows.starts), routing), rows.starts)
         is_virtual = rows.ids < 0
         if not bool(is_virtual.any()):
             return words
-        for row in range(len(rows)):
-            start, stop = rows.starts[row], rows.starts[row + 1]
+        for row, (start, stop) in enumerate(zip(rows.starts, rows.starts[1:], strict=False)):
             here = is_virtual[start:stop].nonzero()[:, 0] + start
             if not len(here):
                 continue

@@ -3,7 +3,8 @@
 Parameters and gradients are fp32. The 8-bit ones keep the moments of tensors of 4,096 entries or more in 8 bits, in
 blocks with a scale each (Dettmers et al. 2021, arXiv:2110.02861); the paged ones keep those of large tensors in memory
 that CUDA moves between GPU and CPU as it is needed (Dettmers et al. 2023, arXiv:2305.14314). Paging moves memory and
-changes no number.
+changes no number. Adafactor keeps of a matrix's second moments only the sums of its rows and columns (Shazeer and Stern
+2018, arXiv:1804.04235, algorithm 4).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -82,6 +83,12 @@ def _adamw(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.Opt
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
 
 
+def _adafactor(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:
+    # A step is so many times the weights' own root mean square, but never of less than eps2. With 1 a tensor of zeros,
+    # as B of LoRA is, moves at the learning rate itself, as in prompt tuning's recipe (Lester et al. 2021).
+    return torch.optim.Adafactor(groups, weight_decay=weight_decay, eps=(None, 1.0))
+
+
 def _of_bitsandbytes(kind: str) -> Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]:
     def make(groups: list[dict[str, Any]], weight_decay: float) -> torch.optim.Optimizer:
         # Loaded only where it is asked for: it takes seconds.
@@ -97,6 +104,7 @@ _MAPS = {"qmap1": "dynamic", "qmap2": "udynamic"}
 _UNPAGED: dict[Optimizer, Optimizer] = {"paged_adamw_32bit": "adamw", "paged_adamw_8bit": "adamw_8bit"}
 _OPTIMISERS: dict[Optimizer, Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]] = {
     "adamw": _adamw,
+    "adafactor": _adafactor,
     "adamw_8bit": _of_bitsandbytes("AdamW8bit"),
     "paged_adamw_32bit": _of_bitsandbytes("PagedAdamW32bit"),
     "paged_adamw_8bit": _of_bitsandbytes("PagedAdamW8bit"),

@@ -1,6 +1,7 @@
 """Which effect each row of a batch wears. Knows no model: sites are names, rows are numbers."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,20 +22,29 @@ class Routing:
 
     effects: tuple[Effect, ...]  # S of them, each once
     slot_of_row: tuple[int, ...]  # B; -1 is the bare base model
-    dropout_keys: tuple[int, ...] | None = None  # B; None is no dropout
+    dropout_keys: tuple[int, ...] | None = None  # B; None is no dropout, and no noise
+    noise_alphas: tuple[float, ...] = ()  # B, 0 for a row without noise; or none at all
 
     @classmethod
-    def of_rows(cls, effects: Sequence[Effect | None], *, dropout_keys: Sequence[int] | None = None) -> "Routing":
+    def of_rows(
+        cls,
+        effects: Sequence[Effect | None],
+        *,
+        dropout_keys: Sequence[int] | None = None,
+        noise_alphas: Sequence[float] = (),
+    ) -> "Routing":
         """One slot for each distinct effect, in order of first appearance.
 
         dropout_keys: one number for each row (see dropout_key) while training; without them nothing is dropped.
+        noise_alphas: how much noise is added to each row's words, for rows that have keys (see noised).
         """
         if dropout_keys is not None and len(dropout_keys) != len(effects):
             raise ValueError(f"{len(dropout_keys)} dropout keys for {len(effects)} rows: each row needs one")
         distinct = list({id(e): e for e in effects if e is not None}.values())
         slots = {id(e): s for s, e in enumerate(distinct)}
         keys = None if dropout_keys is None else tuple(dropout_keys)
-        return cls(tuple(distinct), tuple(-1 if e is None else slots[id(e)] for e in effects), keys)
+        worn = tuple(-1 if e is None else slots[id(e)] for e in effects)
+        return cls(tuple(distinct), worn, keys, tuple(noise_alphas) if any(noise_alphas) else ())
 
     def of_row(self, row: int) -> Effect | None:
         """What one row wears."""
@@ -83,6 +93,21 @@ class Routing:
             if rate > 0:
                 _draw(keep[starts[row] : starts[row + 1]], rate, self.dropout_keys[row], site)
         return x * keep
+
+    def noised(self, words: Tensor, starts: Sequence[int]) -> Tensor:
+        """The words [N, H] with each row's noise: uniform in ±alpha / sqrt(T H), where T is the row's length.
+
+        NEFTune (Jain et al. 2023, arXiv:2310.05914, algorithm 1). Drawn by the row's key, as its dropout is.
+        """
+        if not self.noise_alphas or self.dropout_keys is None:
+            return words
+        noise = torch.zeros_like(words)
+        for row, (alpha, key) in enumerate(zip(self.noise_alphas, self.dropout_keys, strict=True)):
+            if alpha:
+                mine = noise[starts[row] : starts[row + 1]]
+                reach = alpha / math.sqrt(mine.numel())
+                mine.uniform_(-reach, reach, generator=_generator(mine.device, key, "noise"))
+        return words + noise
 
     def _rate(self, row: int, site: str) -> float:
         effect = self.of_row(row)
@@ -143,8 +168,11 @@ def tensors_of(effect: Effect | Ensemble) -> Iterator[Tensor]:
 
 def _draw(keep: Tensor, rate: float, key: int, site: str) -> None:
     """Fill keep [T, I] with 0 or 1 / (1 - rate)."""
-    generator = torch.Generator(device=keep.device).manual_seed(_hash(f"{key}/{site}") >> 1)
-    keep.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
+    keep.bernoulli_(1 - rate, generator=_generator(keep.device, key, site)).div_(1 - rate)
+
+
+def _generator(device: torch.device, key: int, site: str) -> torch.Generator:
+    return torch.Generator(device=device).manual_seed(_hash(f"{key}/{site}") >> 1)
 
 
 def _hash(text: str) -> int:

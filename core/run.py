@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from core.data.batches import Corpus, order
+from core.effects import Effect
 from core.methods import Method
 from core.optimisers import Group, in_force, load_state, optimiser_of, state_of
+from core.preferences import Pairs, Preference
 from core.schedule import learning_rate
 from core.specs.training import Optimizer, TrainSpec
 
@@ -23,8 +25,17 @@ from core.specs.training import Optimizer, TrainSpec
 class Run:
     """A job's trainable state. One step learns from spec.batch_size rows, or from what the epoch has left."""
 
-    def __init__(self, spec: TrainSpec, method: Method, corpus: Corpus) -> None:
-        """Takes the method as its own. Raises ValueError for a corpus without rows and for parameters not in fp32."""
+    def __init__(
+        self, spec: TrainSpec, method: Method, corpus: Corpus | Pairs, *, reference: Effect | None = None
+    ) -> None:
+        """Takes the method as its own. reference: of a DPO run, what to be held to; None is the bare base model.
+
+        Raises:
+            ValueError: a corpus without rows, or not of pairs where DPO learns from them; parameters not in fp32.
+
+        """
+        if isinstance(corpus, Pairs) != (spec.dpo is not None):
+            raise ValueError("dpo learns from pairs, and only dpo does: the corpus and the spec do not fit")
         if not len(corpus):
             raise ValueError("there is nothing to train on: the training file has no rows")
         if found := {p.dtype for p in method.parameters()} - {torch.float32}:
@@ -32,6 +43,7 @@ class Run:
         self.spec = spec
         self.method = method
         self.corpus = corpus
+        self.preference = None if spec.dpo is None else Preference(spec.dpo.beta, reference)
         self.steps_per_epoch = -(-len(corpus) // spec.batch_size)
         self.total_steps = self.steps_per_epoch * spec.n_epochs
         groups = method.groups()
@@ -43,6 +55,7 @@ class Run:
         self.skipped = 0  # steps whose loss or gradient was not finite
         self.skipped_in_a_row = 0
         self.rate_factor = 1.0  # of the learning rate; halved by a roll-back
+        self.is_stopped = False  # before its last step, because it no longer gained
         self.error: Exception | None = None  # what ended this run alone
 
     @property
@@ -53,7 +66,7 @@ class Run:
     @property
     def is_active(self) -> bool:
         """Whether a step is still to be made."""
-        return self.error is None and self.step < self.total_steps
+        return self.error is None and not self.is_stopped and self.step < self.total_steps
 
     @property
     def optimizer_in_force(self) -> Optimizer:
@@ -129,11 +142,14 @@ class Run:
         for number, moments in state_of(self.optimiser).items():
             tensors |= {f"optimiser.{number}.{name}": tensor for name, tensor in moments.items()}
         facts = {name: getattr(self, name) for name in _COUNTERS}
-        return tensors, facts | {"spec": self._identity}
+        return tensors, facts | {"is_stopped": self.is_stopped, "spec": self._identity}
 
     def load(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """Goes on from what state() said. Raises ValueError, the run unchanged, for the state of another spec."""
-        if facts["spec"] != self._identity:
+        """Goes on from what state() said; what others keep beside it is left to them.
+
+        Raises ValueError, the run unchanged, for the state of another spec.
+        """
+        if not self._is_of_this_spec(facts["spec"]):
             raise ValueError("this checkpoint belongs to another training spec")
         weights: dict[str, Tensor] = {}
         moments: dict[int, dict[str, Tensor]] = {}
@@ -142,12 +158,22 @@ class Run:
             if kind == "method":
                 weights[rest] = tensor
                 continue
-            number, _, moment = rest.partition(".")
-            moments.setdefault(int(number), {})[moment] = tensor
+            if kind == "optimiser":
+                number, _, moment = rest.partition(".")
+                moments.setdefault(int(number), {})[moment] = tensor
         self.method.load_state_dict(weights)
         load_state(self.optimiser, moments)
         for counter in _COUNTERS:
             setattr(self, counter, facts[counter])
+        self.is_stopped = bool(facts.get("is_stopped", False))  # older states do not say
+
+    def _is_of_this_spec(self, identity: Mapping[str, Any]) -> bool:
+        """A state of before a field was thought of is of a spec that has the field's default."""
+        try:
+            theirs = TrainSpec.model_validate({**identity, "tokens_per_batch": self.spec.tokens_per_batch})
+        except ValueError:
+            return False
+        return theirs == self.spec
 
 
 _COUNTERS = ("step", "trained_tokens", "skipped", "skipped_in_a_row", "rate_factor")

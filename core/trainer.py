@@ -17,14 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.data.batches import Corpus, micro_batches
+from core.data.batches import Corpus, cuts, micro_batches
 from core.data.tokens import TokenRow
-from core.effects import members_of
-from core.losses import NextTokenLoss, next_token_loss
+from core.effects import Effect, members_of
+from core.losses import TokenLosses, token_losses
 from core.methods import Method
 from core.model import RoutedModel, Rows
+from core.preferences import bare
 from core.routing import Routing, dropout_key
 from core.run import Run
+from core.score import Loss, Score
 
 __all__ = ["Event", "Failed", "Run", "Score", "Skipped", "Step", "evaluate", "train"]
 
@@ -36,12 +38,13 @@ class Step:
     run: Run
     number: int
     of: int
-    loss: float  # nats for each learned token
-    accuracy: float  # share of learned tokens that were the most likely ones
+    loss: float  # nats for each learned token; of DPO, for each pair
+    accuracy: float  # share of learned tokens that were the most likely ones; of DPO, of pairs with a positive margin
     learning_rate: float
     grad_norm: float  # before clipping
     tokens: int  # learned and unlearned
     seconds: float  # of the whole turn
+    reward_margin: float | None = None  # of DPO: the mean of its pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,36 +67,32 @@ class Failed:
 Event = Step | Skipped | Failed
 
 
-@dataclass(frozen=True)
-class Score:
-    """Learned tokens of some rows: the sum of their losses in nats, how many, and how many the model had right."""
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """What is learned from together, one row or a pair, and whose it is."""
 
-    total: float = 0.0
-    count: int = 0
-    correct: int = 0
-
-    @property
-    def loss(self) -> float:
-        """Nats for each learned token."""
-        return self.total / self.count
+    run: Run
+    place: int  # in its run's corpus
+    rows: tuple[TokenRow, ...]
 
     @property
-    def accuracy(self) -> float:
-        """Share of learned tokens that were the most likely ones."""
-        return self.correct / self.count
+    def tokens(self) -> int:
+        return sum(len(row.ids) for row in self.rows)
 
-    def plus(self, loss: NextTokenLoss) -> "Score":
-        """Its sum with one micro-batch more."""
-        return Score(self.total + float(loss.total.detach()), self.count + loss.count, self.correct + loss.correct)
+    @property
+    def weight(self) -> int:
+        """Its part of the denominator of its run's loss: learned tokens, or one for a pair."""
+        return 1 if self.run.preference else sum(int(row.learned.sum()) for row in self.rows)
 
 
 @dataclass(frozen=True, eq=False)
-class _Piece:
-    """One row of a turn, and whose it is."""
+class _Worn:
+    """One row of a micro-batch."""
 
     run: Run
-    place: int  # of the row in its run's corpus
+    key: int  # of its dropout and noise
     row: TokenRow
+    effect: Effect | None
 
 
 def train(model: RoutedModel, runs: Sequence[Run]) -> Iterator[Event]:
@@ -103,9 +102,9 @@ def train(model: RoutedModel, runs: Sequence[Run]) -> Iterator[Event]:
     """
     while active := [run for run in runs if run.is_active]:
         began = time.perf_counter()
-        pieces = [_Piece(run, place, run.corpus[place]) for run in active for place in run.next_rows()]
+        pieces = [_Piece(run, place, run.corpus.rows_of(place)) for run in active for place in run.next_rows()]
         scores = _learn(model, pieces)
-        done = [_updated(run, [p.row for p in pieces if p.run is run], scores[run]) for run in active]
+        done = [_updated(run, sum(p.tokens for p in pieces if p.run is run), scores[run]) for run in active]
         seconds = time.perf_counter() - began
         yield from (replace(event, seconds=seconds) if isinstance(event, Step) else event for event in done)
 
@@ -123,58 +122,100 @@ def evaluate(model: RoutedModel, method: Method, corpus: Corpus, tokens_per_batc
             routing = Routing.of_rows([member for _ in batch for member in members])
             with model.wearing(routing):
                 rows, learned = _assembled(model, [row for row in batch for _ in members], routing)
-                score = score.plus(next_token_loss(model, model(rows), rows.ids, learned, rows.starts))
+                losses = token_losses(model, model(rows), rows.ids, learned, rows.starts)
+                score = score.plus_rows(losses, len(rows))
         yield score
 
 
 def _learn(model: RoutedModel, pieces: Sequence[_Piece]) -> dict[Run, Score]:
     """Goes forward and backward over a turn's rows; the gradients are then those of each run's mean loss."""
     scores = {piece.run: Score() for piece in pieces}
-    learned = {run: sum(int(p.row.learned.sum()) for p in pieces if p.run is run) for run in scores}
+    weights = {run: sum(p.weight for p in pieces if p.run is run) for run in scores}
     remaining = iter(pieces)
     budget = min(run.spec.tokens_per_batch // run.spec.method.members for run in scores)
-    for batch in micro_batches([piece.row for piece in pieces], budget):
-        for run, loss in _backward(model, [next(remaining) for _ in batch], learned):
+    for count in cuts([piece.tokens for piece in pieces], budget):
+        for run, loss in _backward(model, [next(remaining) for _ in range(count)], weights):
             scores[run] = scores[run].plus(loss)
     return scores
 
 
-def _backward(
-    model: RoutedModel, pieces: Sequence[_Piece], learned_tokens: dict[Run, int]
-) -> list[tuple[Run, NextTokenLoss]]:
-    """One micro-batch, forward and backward. learned_tokens: of each run's whole turn, its loss's denominator."""
+def _backward(model: RoutedModel, pieces: Sequence[_Piece], weights: dict[Run, int]) -> list[tuple[Run, Loss]]:
+    """One micro-batch, forward and backward. weights: of each run's whole turn, its loss's denominator."""
     effects = {run: effect for run in {p.run: None for p in pieces} if (effect := _guarded(run, run.method.effect))}
     # A row goes forward once for each member of an ensemble: each then has the gradient it would have by itself.
-    rows_worn = [(p, member) for p in pieces if p.run in effects for member in members_of(effects[p.run])]
-    if not rows_worn:
+    worn = [
+        _Worn(p.run, dropout_key(p.run.spec.seed, p.run.step, p.place), row, member)
+        for p in pieces
+        if p.run in effects
+        for member in members_of(effects[p.run])
+        for row in p.rows
+    ]
+    if not worn:
         return []
-    worn = [piece for piece, _ in rows_worn]
-    keys = [dropout_key(piece.run.spec.seed, piece.run.step, piece.place) for piece in worn]
-    routing = Routing.of_rows([member for _, member in rows_worn], dropout_keys=keys)
+    references = _references(model, worn)
+    noise = [w.run.spec.neftune_alpha or 0.0 for w in worn]
+    routing = Routing.of_rows([w.effect for w in worn], dropout_keys=[w.key for w in worn], noise_alphas=noise)
     with model.wearing(routing):
-        rows, learned = _assembled(model, [piece.row for piece in worn], routing)
-        hidden = model(rows)
-        losses = _losses(model, hidden, rows, learned, [piece.run for piece in worn])
+        rows, learned = _assembled(model, [w.row for w in worn], routing)
+        losses = _losses(_Seen(model, model(rows), rows, learned), [w.run for w in worn], references)
         if losses:
-            torch.stack([loss.total / learned_tokens[run] for run, loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack([loss.total / weights[run] for run, loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
     return losses
 
 
-def _losses(
-    model: RoutedModel, hidden: Tensor, rows: Rows, learned: Tensor, owners: Sequence[Run]
-) -> list[tuple[Run, NextTokenLoss]]:
-    """Each run's own, of its rows in hidden [N, H]. Rows of one run are neighbours."""
-    found, first = [], 0
-    for run, own in groupby(owners):
-        last = first + sum(1 for _ in own)
-        bounds = rows.starts[first : last + 1]
+@torch.no_grad()
+def _references(model: RoutedModel, worn: Sequence[_Worn]) -> dict[Run, Tensor]:
+    """Of each run that compares, what its rows [B] cost what it is held to, in nats.
+
+    They are not kept for the next epoch: a row in other company differs in the last bits, and a run that was stopped
+    would not know them.
+    """
+    compared = [(w.run, w.run.preference, w.row) for w in worn if w.run.preference]
+    if not compared:
+        return {}
+    routing = Routing.of_rows([preference.reference for _, preference, _ in compared])
+    plain = [row if preference.reference else bare(row) for _, preference, row in compared]
+    with model.wearing(routing):
+        rows, learned = _assembled(model, plain, routing)
+        nats = token_losses(model, model(rows), rows.ids, learned, rows.starts).of_rows(len(rows))
+    owners = [run for run, _, _ in compared]
+    return {run: nats[[number for number, owner in enumerate(owners) if owner is run]] for run in {*owners}}
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A micro-batch that went forward."""
+
+    model: RoutedModel
+    hidden: Tensor  # [N, H]
+    rows: Rows
+    learned: Tensor  # [N] bool
+
+    def losses(self, bounds: Sequence[int]) -> TokenLosses:
+        """Of neighbouring rows, by the row boundaries that they have in the batch."""
         cut = slice(bounds[0], bounds[-1])
         starts = [bound - bounds[0] for bound in bounds]
-        loss = _guarded(run, partial(next_token_loss, model, hidden[cut], rows.ids[cut], learned[cut], starts))
+        return token_losses(self.model, self.hidden[cut], self.rows.ids[cut], self.learned[cut], starts)
+
+
+def _losses(seen: _Seen, owners: Sequence[Run], references: dict[Run, Tensor]) -> list[tuple[Run, Loss]]:
+    """Each run's own. Rows of one run are neighbours."""
+    found: list[tuple[Run, Loss]] = []
+    first = 0
+    for run, own in groupby(owners):
+        last = first + sum(1 for _ in own)
+        loss = _guarded(run, partial(_loss, run, seen, seen.rows.starts[first : last + 1], references.get(run)))
         if loss is not None:
             found.append((run, loss))
         first = last
     return found
+
+
+def _loss(run: Run, seen: _Seen, bounds: Sequence[int], reference: Tensor | None) -> Loss:
+    losses = seen.losses(bounds)
+    if run.preference is None or reference is None:
+        return losses.summed()
+    return run.preference.loss(losses.of_rows(len(bounds) - 1), reference)
 
 
 def _assembled(model: RoutedModel, batch: Sequence[TokenRow], routing: Routing) -> tuple[Rows, Tensor]:
@@ -185,9 +226,9 @@ def _assembled(model: RoutedModel, batch: Sequence[TokenRow], routing: Routing) 
     return rows, torch.from_numpy(np.concatenate([row.learned for row in batch])).to(model.device)
 
 
-def _updated(run: Run, rows: Sequence[TokenRow], score: Score) -> Event:
+def _updated(run: Run, tokens: int, score: Score) -> Event:
     """Steps one run, whose gradients are in place, by itself."""
-    step = _guarded(run, lambda: _step(run, sum(len(row.ids) for row in rows), score))
+    step = _guarded(run, lambda: _step(run, tokens, score))
     if step is not None:
         return step
     assert run.error is not None
@@ -200,7 +241,8 @@ def _step(run: Run, tokens: int, score: Score) -> Step | Skipped:
     if run.skipped_in_a_row:
         return Skipped(run, run.step, run.skipped_in_a_row)
     run.trained_tokens += tokens
-    return Step(run, run.step, run.total_steps, score.loss, score.accuracy, rate, norm, tokens, seconds=0.0)
+    step = Step(run, run.step, run.total_steps, score.loss, score.accuracy, rate, norm, tokens, seconds=0.0)
+    return replace(step, reward_margin=score.margin / score.count) if run.preference else step
 
 
 T = TypeVar("T")

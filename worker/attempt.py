@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from core import checkpoint
+from core.adapter_files import read_zip
 from core.base.load import OpenBase
 from core.data.batches import Corpus
 from core.methods import METHODS
@@ -28,14 +29,15 @@ from core.specs.assignment import (
     FinishedReport,
     PhaseReport,
     Report,
-    StepReport,
-    ValidationReport,
+    SamplesReport,
     WarningReport,
 )
 from core.trainer import Failed, Score, Skipped, Step, evaluate, train
 from worker import due, failpoints
 from worker.export import details_of, export
-from worker.meters import Ranks, memory_bytes
+from worker.judging import Judge
+from worker.meters import Ranks, step_report
+from worker.quiz import Quiz
 from worker.reading import base_of, corpus_of, start_of
 from worker.shift import measured_shift
 
@@ -76,6 +78,8 @@ class Attempt:
         file = assignment.validation_file
         self.validation = None if file is None else self._read(file, "validation_file")
         self.run = self._new_run()
+        self.judge = Judge(self.spec)
+        self.quiz = None if self.validation is None else Quiz(self.validation, self.base)
         self.ranks = Ranks()
         self.metrics: dict[str, float] = {}  # of the last step, and of the last validation
         self.saved_at = time.monotonic()
@@ -119,6 +123,8 @@ class Attempt:
         try:
             start = start_of(self.assignment.init_adapter)
             method = METHODS[self.spec.method.type](self.spec.method, self.facts, generator=generator, **start)
+            if self.assignment.continue_from is not None:
+                method.continue_from(read_zip(self.assignment.continue_from))
         except ValueError as error:
             raise UnusableMethodError(str(error)) from error
         return Run(self.spec, method.to(self.base.device), self.corpus)
@@ -144,26 +150,12 @@ class Attempt:
 
     def _load(self, found: checkpoint.Checkpoint) -> None:
         self.run.load(found.tensors, found.facts)
+        self.judge.load(found.tensors, found.facts)
         self.metrics = dict(found.facts["metrics"])
 
     def _report(self, step: Step) -> None:
         self.metrics |= {"train_loss": step.loss, "train_mean_token_accuracy": step.accuracy}
-        self.say(
-            StepReport(
-                step=step.number,
-                total_steps=step.of,
-                epoch=self.run.epoch,
-                train_loss=step.loss,
-                train_mean_token_accuracy=step.accuracy,
-                learning_rate=step.learning_rate,
-                grad_norm=step.grad_norm,
-                tokens=step.tokens,
-                trained_tokens=self.run.trained_tokens,
-                tokens_per_s=step.tokens / step.seconds,
-                memory_bytes=memory_bytes(self.base.device),
-                ranks=self.ranks.news(self.run.method),
-            )
-        )
+        self.say(step_report(step, self.ranks, self.base.device))
         self._reached(f"step:{step.number}")
 
     def _skip(self, skipped: Skipped) -> None:
@@ -182,6 +174,7 @@ class Attempt:
             )
         tensors, facts = (found.tensors, found.facts) if found else self._new_run().state()
         self.run.roll_back(tensors, facts)
+        self.judge.load(tensors, facts)
         message = f"{reason}; rolled back from step {stopped_at} to step {self.run.step}, with half the learning rate"
         self.say(WarningReport(code="rolled_back", message=message, step=self.run.step))
 
@@ -201,7 +194,7 @@ class Attempt:
         if self.validation is not None and due.validation(self.run) and not self._validate():
             self._go_back("the validation loss is not finite")
             return
-        has_adapter = due.adapter(self.run)
+        has_adapter = due.adapter(self.run) or self.judge.best_step == self.run.step
         if has_adapter or due.checkpoint(self.run, self.settings, since_s=time.monotonic() - self.saved_at):
             path = self._save(has_adapter=has_adapter)
             self._tell(path, self._export(f"step-{self.run.step}.zip") if has_adapter else None)
@@ -209,6 +202,7 @@ class Attempt:
     def _validate(self) -> bool:
         """Scores the whole validation file and says the result; False, and nothing said, where it is not finite."""
         assert self.validation is not None
+        assert self.quiz is not None
         score, said_at = Score(), -math.inf
         for so_far in evaluate(self.model, self.run.method, self.validation, self.spec.tokens_per_batch):
             score = so_far
@@ -219,21 +213,24 @@ class Attempt:
                 self._stop()
         if not math.isfinite(score.loss):
             return False
-        found = {"valid_loss": score.loss, "valid_mean_token_accuracy": score.accuracy}
-        self.metrics |= found
-        self.say(ValidationReport(step=self.run.step, total_steps=self.run.total_steps, **found))
+        answered = self.quiz.ask(self.model, self.run)
+        self.metrics |= {"valid_loss": score.loss, "valid_mean_token_accuracy": score.accuracy}
+        self.metrics |= answered.metrics(score.exact_match)
+        self.say(self.judge.hear(self.run, self.metrics))
+        if answered.samples:
+            self.say(SamplesReport(step=self.run.step, samples=answered.samples))
         self._reached(f"validation:{self.run.step}")
         self.say(PhaseReport(phase="training"))
         return True
 
-    def _export(self, name: str, measured: dict[str, Any] | None = None) -> Path:
+    def _export(self, name: str, *, step: int | None = None, measured: dict[str, Any] | None = None) -> Path:
         return export(
             self.run.method,
             self.adapters / name,
             assignment=self.assignment,
             base=self.base,
             rows=len(self.corpus),
-            step=self.run.step,
+            step=self.run.step if step is None else step,
             metrics=self.metrics,
             measured=measured,
         )
@@ -244,15 +241,25 @@ class Attempt:
             self.checkpoints,
             step=self.run.step,
             lease_epoch=self.assignment.lease_epoch,
-            tensors=tensors,
-            facts=facts | {"metrics": self.metrics, "has_adapter": has_adapter, "is_settled": is_settled},
+            tensors=tensors | self.judge.tensors(),
+            facts={
+                **facts,
+                **self.judge.facts(),
+                "metrics": self.metrics,
+                "has_adapter": has_adapter,
+                "is_settled": is_settled,
+            },
         )
         self.saved_at = time.monotonic()
         self._reached(f"checkpoint:{self.run.step}")
         return path
 
     def _tell(self, path: Path, adapter: Path | None = None) -> None:
-        self.say(CheckpointReport(step=self.run.step, path=path, adapter=adapter, metrics=self.metrics))
+        self.say(
+            CheckpointReport(
+                step=self.run.step, path=path, adapter=adapter, metrics=self.metrics, best_step=self.judge.best_step
+            )
+        )
 
     def _stop(self) -> NoReturn:
         """Saves what was learned; what still belongs to this step is left to the next attempt."""
@@ -263,8 +270,12 @@ class Attempt:
 
     def _finish(self) -> int:
         self.say(PhaseReport(phase="saving"))
+        outcome = self.judge.outcome(self.run)
+        if served := self.judge.served():
+            served.put_into(self.run.method)
+            self.metrics = dict(served.metrics)
         measured = measured_shift(self.run.method, self.corpus, self.base, self.model, self.assignment)
-        adapter = self._export("final.zip", measured)
+        adapter = self._export("final.zip", step=outcome.served_step, measured=measured)
         self._reached("finish")
         self.say(
             FinishedReport(
@@ -273,6 +284,7 @@ class Attempt:
                 trained_tokens=self.run.trained_tokens,
                 metrics=self.metrics,
                 details=details_of(self.run.method, self.base) | measured,
+                outcome=outcome,
             )
         )
         return FINISHED

@@ -11,8 +11,8 @@ def validation(run: Run) -> bool:
 
 
 def adapter(run: Run) -> bool:
-    """Whether the step is to be usable as a model: the last epochs are, as many as the spec says."""
-    return run.is_at_epoch_end and run.epoch > run.spec.n_epochs - run.spec.n_checkpoints
+    """Whether the step is to be usable as a model: the last is, and the last epochs are, as many as the spec says."""
+    return run.is_stopped or (run.is_at_epoch_end and run.epoch > run.spec.n_epochs - run.spec.n_checkpoints)
 
 
 def checkpoint(run: Run, settings: Settings, *, since_s: float) -> bool:

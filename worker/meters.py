@@ -6,6 +6,8 @@ import sys
 import torch
 
 from core.methods import Method
+from core.specs.assignment import StepReport
+from core.trainer import Step
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -14,6 +16,24 @@ def memory_bytes(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def step_report(step: Step, ranks: "Ranks", device: torch.device) -> StepReport:
+    """A step just done, and what it took. ranks: of its run."""
+    return StepReport(
+        step=step.number,
+        total_steps=step.of,
+        epoch=step.run.epoch,
+        train_loss=step.loss,
+        train_mean_token_accuracy=step.accuracy,
+        learning_rate=step.learning_rate,
+        grad_norm=step.grad_norm,
+        tokens=step.tokens,
+        trained_tokens=step.run.trained_tokens,
+        tokens_per_s=step.tokens / step.seconds,
+        memory_bytes=memory_bytes(device),
+        ranks=ranks.news(step.run.method),
+    )
 
 
 class Ranks:

@@ -48,6 +48,7 @@ def prepare(work: jobs.Work, held: jobs.Claim, folder: WorkDir, db: Database, se
         training_file_id=work.training_file.id,
         validation_file_id=work.validation_file.id if work.validation_file else None,
         init_adapter=_start(folder, spec),
+        continue_from=_continued(folder, spec),
         work_dir=folder.path,
         cache_dir=settings.cache_dir,
     )
@@ -98,6 +99,16 @@ def _start(folder: WorkDir, spec: TrainSpec) -> Path | None:
     except MissingBlob:
         message = f"The content of {spec.method.starts_from} is no longer there."
         raise Refusal("init_adapter_missing", message, "peft.init_adapter") from None
+
+
+def _continued(folder: WorkDir, spec: TrainSpec) -> Path | None:
+    if spec.continue_from_sha256 is None:
+        return None
+    try:
+        return folder.fetch(spec.continue_from_sha256, "continue_from.zip")
+    except MissingBlob:
+        message = f"The content of {spec.continue_from} is no longer there."
+        raise Refusal("continue_from_missing", message, "continue_from") from None
 
 
 def _base(settings: Settings, base_model: str) -> BaseModelEntry:

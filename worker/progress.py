@@ -18,7 +18,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.records import jobs
 from core.records.database import Database
 from core.records.events import Event
-from core.specs.assignment import Phase, PhaseReport, Report, StepReport, ValidationReport, WarningReport
+from core.specs.assignment import (
+    Phase,
+    PhaseReport,
+    Report,
+    SamplesReport,
+    StepReport,
+    ValidationReport,
+    WarningReport,
+)
 
 log = structlog.get_logger()
 
@@ -102,7 +110,9 @@ class Progress:
                     self._last_step = report
                     self._events.append(step_event(report))
                 case ValidationReport():
-                    self._events.append(validation_event(report, self._last_step))
+                    self._events += validation_events(report, self._last_step)
+                case SamplesReport():
+                    self._events.append(samples_event(report))
                 case WarningReport():
                     self._events.append(Event(report.code, report.message, level="warn", step=report.step))
 
@@ -180,6 +190,15 @@ def step_event(report: StepReport) -> Event:
     )
 
 
+def validation_events(report: ValidationReport, last: StepReport | None) -> list[Event]:
+    """What a validation found, and, where it is the last one before its time, that the run stops."""
+    found = validation_event(report, last)
+    if not report.is_enough:
+        return [found]
+    message = f"Stopped early at step {report.step}: the best was step {report.best_step}, and nothing gained since"
+    return [found, Event("stopped_early", message, step=report.step, data={"best_step": report.best_step})]
+
+
 def validation_event(report: ValidationReport, last: StepReport | None) -> Event:
     """The metrics of a step once more, the validation's among them: ours is of the whole file, so both pairs say it."""
     message = f"Step {report.step}/{report.total_steps}: validation loss={report.valid_loss:.3f}"
@@ -187,7 +206,18 @@ def validation_event(report: ValidationReport, last: StepReport | None) -> Event
     metrics = _metrics(report.step, report.total_steps, of_step)
     for name in ("valid_loss", "valid_mean_token_accuracy"):
         metrics[name] = metrics[f"full_{name}"] = getattr(report, name)
+    metrics["best_step"] = report.best_step
+    measured = {name: getattr(report, name) for name in ("valid_exact_match", "valid_accuracy", "valid_macro_f1")}
+    metrics |= {name: value for name, value in measured.items() if value is not None}
     return Event("validation", message, type="metrics", step=report.step, data=metrics)
+
+
+def samples_event(report: SamplesReport) -> Event:
+    """What the run says to rows of its validation file."""
+    right = sum(sample.said == sample.expected for sample in report.samples)
+    message = f"Step {report.step}: {right} of {len(report.samples)} samples answered as expected"
+    data = {"samples": [sample.model_dump() for sample in report.samples]}
+    return Event("samples", message, step=report.step, data=data)
 
 
 def _metrics(step: int, total_steps: int, said: StepReport | None) -> dict[str, Any]:

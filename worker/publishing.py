@@ -55,6 +55,7 @@ class Publisher:
             adapter=adapter,
             keep_states=KEPT_STATES,
             keep_models=self._kept_models,
+            keep_step=report.best_step,
         )
         self._states.add(state.sha256)
         self._drop_states()
@@ -93,6 +94,7 @@ class Publisher:
                 step=report.step,
                 trained_tokens=report.trained_tokens,
                 results=results,
+                outcome=report.outcome.model_dump() if report.outcome else None,
             )
             reached("succeeded", self._held.lease_epoch)
             return made

@@ -17,6 +17,9 @@ COLUMNS = {
     "grad_norm": "grad_norm",
     "tokens_per_s": "tokens_per_s",
     "gpu_mem_bytes": "gpu_mem_bytes",
+    "valid_exact_match": "valid_exact_match",
+    "valid_accuracy": "valid_accuracy",
+    "valid_macro_f1": "valid_macro_f1",
 }
 
 

@@ -62,6 +62,10 @@ class Corpus:
     def __iter__(self) -> Iterator[TokenRow]:
         return (self[place] for place in range(len(self)))
 
+    def rows_of(self, place: int) -> tuple[TokenRow, ...]:
+        """What is learned from together: of a plain corpus one row. Raises IndexError."""
+        return (self[place],)
+
     @property
     def learned_tokens(self) -> int:
         """How many tokens are learned in one epoch."""
@@ -83,12 +87,18 @@ def order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 def micro_batches(rows: Sequence[TokenRow], tokens_per_batch: int) -> list[list[TokenRow]]:
     """Cuts rows, in order, into batches of at most so many tokens. A row longer than that goes alone."""
-    batches: list[list[TokenRow]] = []
+    remaining = iter(rows)
+    return [[next(remaining) for _ in range(count)] for count in cuts([len(row.ids) for row in rows], tokens_per_batch)]
+
+
+def cuts(tokens: Iterable[int], tokens_per_batch: int) -> list[int]:
+    """How many things of so many tokens each, in order, go into each batch. One too large for a batch goes alone."""
+    counts: list[int] = []
     room = 0
-    for row in rows:
-        if not batches or len(row.ids) > room:
-            batches.append([])
+    for size in tokens:
+        if not counts or size > room:
+            counts.append(0)
             room = tokens_per_batch
-        batches[-1].append(row)
-        room -= len(row.ids)
-    return batches
+        counts[-1] += 1
+        room -= size
+    return counts

@@ -45,6 +45,13 @@ class Method(Protocol):
         """adapter_config.json, as HF PEFT reads it."""
         ...
 
+    def continue_from(self, effect: Effect | Ensemble) -> None:
+        """Becomes what an adapter's file says, to be trained further.
+
+        Raises ValueError, which says why, where the file does not hold what is trained.
+        """
+        ...
+
     def to(self, device: torch.device) -> Self:
         """Itself, on another device: nn.Module's own."""
         ...

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from core.base.facts import BaseFacts, Site
-from core.effects import LowRank
+from core.effects import Effect, Ensemble, LowRank
 from core.optimisers import Group
 from core.peft_low_rank import ranks_and_alphas
+from core.specs.continuing import must_continue
 from core.specs.method import AdaLoraSpec
 
 NEVER_ZERO = 1e-5  # what the authors' code adds to the rank it divides by; files depend on it
@@ -194,6 +195,10 @@ class AdaLora(nn.Module):
             "use_dora": False,
             "modules_to_save": None,
         }
+
+    def continue_from(self, effect: Effect | Ensemble) -> None:
+        """Never: ValueError."""
+        must_continue(self.spec, type(effect).__name__)
 
     def ranks(self) -> dict[str, int]:
         """Site -> how many triplets it keeps now."""

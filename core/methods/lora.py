@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from core.base.facts import BaseFacts, Site
-from core.effects import LowRank, norm_of
+from core.effects import Effect, Ensemble, LowRank, norm_of
 from core.methods.starts import OF_NOTHING, OF_WEIGHT, Wanted, of_table
 from core.optimisers import Group
 from core.peft_low_rank import ranks_and_alphas
+from core.specs.continuing import must_continue
 from core.specs.method import LoraSpec
 
 T = TypeVar("T")
@@ -101,6 +102,24 @@ class Lora(nn.Module):
             "use_dora": self.spec.use_dora,
             "modules_to_save": None,
         }
+
+    @torch.no_grad()
+    def continue_from(self, effect: Effect | Ensemble) -> None:
+        """Takes A and B, the latter at this spec's scale, and DoRA's magnitudes. Layers and ranks must be the same."""
+        must_continue(self.spec, "LORA" if isinstance(effect, LowRank) else type(effect).__name__)
+        assert isinstance(effect, LowRank)
+        if apart := {site.name for site in self.sites} ^ set(effect.a):
+            raise ValueError(f"this LoRA and the adapter it goes on from have different layers: {sorted(apart)[:5]}")
+        if bool(effect.magnitude) != self.spec.use_dora:
+            raise ValueError(f"use_dora is {self.spec.use_dora}, and of the adapter it is {bool(effect.magnitude)}")
+        for number, site in enumerate(self.sites):
+            name, a, b = site.name, effect.a[site.name], effect.b[site.name]
+            if len(a) != self.ranks[name]:
+                raise ValueError(f"{name} has rank {len(a)} in the adapter and {self.ranks[name]} here: set r to match")
+            self.a[number].copy_(a)
+            self.b[number].copy_(b * (effect.scale[name] / self._scale(name)))
+            if self.spec.use_dora:
+                self.magnitude[number].copy_(effect.magnitude[name])
 
     def _start(self, site: Site, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         rank, scale, name = self.ranks[site.name], self._scale(site.name), self.spec.init_lora_weights

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from core.base.facts import BaseFacts
-from core.effects import SoftPrompt
+from core.effects import Effect, Ensemble, SoftPrompt
 from core.methods.layers import bidirectional_lstm, linear
 from core.methods.prompt_tuning import prompt_config
 from core.optimisers import Group
+from core.specs.continuing import must_continue
 from core.specs.method import PTuningSpec
 from core.specs.template import Layout
 
@@ -90,6 +91,10 @@ class PTuning(nn.Module):
             "init_weights": True,
             "graft_template": {"template": self.spec.template, "table_scale": self._table_scale},
         }
+
+    def continue_from(self, effect: Effect | Ensemble) -> None:
+        """Never: ValueError."""
+        must_continue(self.spec, type(effect).__name__)
 
     def _dropped(self, x: Tensor, layer: int) -> Tensor:
         rate = self.spec.encoder_dropout

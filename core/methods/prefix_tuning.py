@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from core.base.facts import BaseFacts, Reading, words_of
-from core.effects import KVPrefix
+from core.effects import Effect, Ensemble, KVPrefix
 from core.methods.layers import linear
 from core.optimisers import Group
+from core.specs.continuing import must_continue
 from core.specs.method import PrefixTuningSpec
 
 FIT_RATE = 1e-4  # Adam's, while the MLP is fitted to words: the authors' code
@@ -68,6 +69,14 @@ class PrefixTuning(nn.Module):
             "encoder_hidden_size": heads * width,
             "prefix_projection": False,
         }
+
+    def continue_from(self, effect: Effect | Ensemble) -> None:
+        """Takes the keys and values, where they are what is learned. Their number must be the same."""
+        must_continue(self.spec, "PREFIX_TUNING" if isinstance(effect, KVPrefix) else type(effect).__name__)
+        assert isinstance(effect, KVPrefix)
+        if (count := effect.keys.shape[1]) != self.spec.num_virtual_tokens:
+            raise ValueError(f"num_virtual_tokens is {self.spec.num_virtual_tokens}, and of the adapter it is {count}")
+        self.prefix.start_from(Reading(effect.keys, effect.values, effect.keys))
 
 
 class _Prefix(Protocol):

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from core.base.facts import BaseFacts, words_of
-from core.effects import Ensemble, SoftPrompt
+from core.effects import Effect, Ensemble, SoftPrompt, members_of
 from core.optimisers import Group
+from core.specs.continuing import must_continue
 from core.specs.method import PromptTuningSpec
 
 FREQUENT = 5000  # ids that prompts are drawn from; tokenisers number frequent words first
@@ -70,6 +71,20 @@ class PromptTuning(nn.Module):
     def peft_config(self) -> dict[str, Any]:
         """A PROMPT_TUNING config, of each member. Its start is said to be random: no reader shall fetch a tokeniser."""
         return prompt_config(self.prompts[0])
+
+    @torch.no_grad()
+    def continue_from(self, effect: Effect | Ensemble) -> None:
+        """Takes the prompts, of each member its own. Their number and lengths must be the same."""
+        members = members_of(effect)
+        found = [m.prompt for m in members if isinstance(m, SoftPrompt) and m.template is None]
+        must_continue(self.spec, "PROMPT_TUNING" if len(found) == len(members) else type(members[0]).__name__)
+        mine, theirs = ([tuple(prompt.shape) for prompt in prompts] for prompts in (self.prompts, found))
+        if mine != theirs:
+            raise ValueError(
+                f"this job's prompts are of shape {mine}, the adapter's of {theirs}: they must be the same"
+            )
+        for prompt, begin in zip(self.prompts, found, strict=True):
+            prompt.copy_(begin)
 
 
 def prompt_config(prompt: Tensor) -> dict[str, Any]:

@@ -24,10 +24,12 @@ def record_checkpoint(
     adapter: Blob | None = None,
     keep_states: int = 2,
     keep_models: int = 3,
+    keep_step: int | None = None,
 ) -> Checkpoint:
     """Remember a step: state to go on from it, adapter to serve it. A step that an earlier attempt reached is replaced.
 
-    Of all the job's checkpoints the newest keep_states keep their state and the newest keep_models their adapter.
+    Of all the job's checkpoints the newest keep_states keep their state and the newest keep_models their adapter, and
+    beside them that of keep_step.
     """
     with fenced(db, held) as session:
         job = held_job(session, held)
@@ -39,17 +41,17 @@ def record_checkpoint(
         row.model_name = checkpoint_name(_name_of(session, job), step) if adapter else None
         session.add(row)
         session.flush()
-        _thin(session, job, keep_states, keep_models)
+        _thin(session, job, keep_states, keep_models, keep_step)
         event = Event("checkpoint", f"Checkpoint at step {step}", step=step, data={"checkpoint_id": row.id})
         append(session, job.id, held.lease_epoch, [event])
     return row
 
 
-def _thin(session: Session, job: Job, keep_states: int, keep_models: int) -> None:
+def _thin(session: Session, job: Job, keep_states: int, keep_models: int, keep_step: int | None) -> None:
     rows = session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step.desc())).all()
     for row in [row for row in rows if row.state_sha256][keep_states:]:
         row.state_sha256 = row.state_bytes = None
-    for row in [row for row in rows if row.model_name][keep_models:]:
+    for row in [row for row in rows if row.model_name and row.step != keep_step][keep_models:]:
         row.model_name = row.adapter_sha256 = row.adapter_bytes = None
 
 
@@ -63,9 +65,11 @@ def succeed(
     step: int,
     trained_tokens: int,
     results: Blob | None = None,
+    outcome: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """T4. The job has succeeded: its adapter, its result file if given, the row and the event, all or nothing.
 
+    outcome: as core.specs.assignment.Outcome says, of the row.
     CancelRequested where the customer was faster: nothing is written then. Fenced as everywhere.
     """
     with fenced(db, held) as session:
@@ -78,7 +82,12 @@ def succeed(
         file = None if results is None else _result_file(job, results, now)
         session.add_all([row] if file is None else [row, file])
         session.flush()
-        progress = {"step": step, "trained_tokens": trained_tokens, "result_file_id": file.id if file else None}
+        progress = {
+            "step": step,
+            "trained_tokens": trained_tokens,
+            "result_file_id": file.id if file else None,
+            "outcome": None if outcome is None else dict(outcome),
+        }
         event = Event("succeeded", f"The job has succeeded: {row.name}", step=step, data={"model": row.name})
         move(session, held, ended("succeeded", now) | progress, event)
     return row

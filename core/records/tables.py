@@ -131,6 +131,7 @@ class Job(Owned, Table):
     error_param: Mapped[str | None] = mapped_column(String(128))
     error_details: Mapped[list[Any] | None]
     result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    outcome: Mapped[dict[str, Any] | None]  # core.specs.assignment.Outcome, once it has succeeded
     retry_of: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[float]
     started_at: Mapped[float | None]

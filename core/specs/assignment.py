@@ -38,6 +38,7 @@ class Assignment(Spec):
     training_file_id: str | None = Field(None, description="By which its owner knows it; for the adapter's manifest.")
     validation_file_id: str | None = None
     init_adapter: Path | None = Field(None, description="The zip of the adapter that the method starts from.")
+    continue_from: Path | None = Field(None, description="The zip of the adapter that training goes on from.")
     work_dir: Path = Field(description="Of this job, kept between attempts: checkpoints/ and adapters/ lie in it.")
     cache_dir: Path = Field(description="Of this machine: converted base models.")
 
@@ -75,6 +76,27 @@ class ValidationReport(Spec):
     total_steps: int
     valid_loss: float
     valid_mean_token_accuracy: float
+    valid_exact_match: float | None = Field(None, description="Share of rows with a short answer, right to the end.")
+    valid_accuracy: float | None = Field(None, description="Where the answers are few: share of rows answered right.")
+    valid_macro_f1: float | None = Field(None, description="Likewise: mean over the answers of their F1.")
+    best_step: int | None = Field(None, description="Of the lowest validation loss so far, this step's among them.")
+    is_enough: bool = Field(False, description="Whether the run stops here, because it no longer gains.")
+
+
+class Sample(Spec):
+    """A row of the validation file, answered greedily by the run's own effect."""
+
+    prompt: str
+    expected: str
+    said: str
+
+
+class SamplesReport(Spec):
+    """Some rows of the validation file, after a step: the same rows each time."""
+
+    kind: Literal["samples"] = "samples"
+    step: int
+    samples: tuple[Sample, ...]
 
 
 class CheckpointReport(Spec):
@@ -84,7 +106,17 @@ class CheckpointReport(Spec):
     step: int
     path: Path
     adapter: Path | None = None
+    best_step: int | None = Field(None, description="Of the lowest validation loss so far: its adapter is to be kept.")
     metrics: dict[str, float]
+
+
+class Outcome(Spec):
+    """What a finished run came to. The best step is that of the lowest validation loss, if there was a validation."""
+
+    served_step: int
+    best_step: int | None
+    best_valid_loss: float | None
+    stopped_early: bool
 
 
 class FinishedReport(Spec):
@@ -98,6 +130,7 @@ class FinishedReport(Spec):
     details: dict[str, JsonValue] = Field(
         description="For the registry: parameters, peft_type, base precision and quantisation."
     )
+    outcome: Outcome | None = None
 
 
 class WarningReport(Spec):
@@ -123,7 +156,14 @@ class FailedReport(Spec):
 
 
 Report = Annotated[
-    PhaseReport | StepReport | ValidationReport | CheckpointReport | WarningReport | FinishedReport | FailedReport,
+    PhaseReport
+    | StepReport
+    | ValidationReport
+    | SamplesReport
+    | CheckpointReport
+    | WarningReport
+    | FinishedReport
+    | FailedReport,
     Field(discriminator="kind"),
 ]
 REPORT: TypeAdapter[Report] = TypeAdapter(Report)

@@ -8,7 +8,8 @@ from core.specs.method import MethodSpec
 from core.specs.spec import Spec
 
 Auto = Literal["auto"]
-Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"]
+Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor"]
+Serve = Literal["best", "last"]
 SMALL_DATASET = 4096  # rows under which more passes and smaller batches pay
 # Peak learning rates found by trying (benchmarks/methods.py). Virtual tokens need far more than weights do.
 LEARNING_RATES = {
@@ -47,6 +48,19 @@ class HyperparametersRequest(Spec):
         )
 
 
+class EarlyStopping(Spec):
+    """When a run that no longer gains ends before its last epoch."""
+
+    patience: int = Field(ge=1, le=1000, description="Validations in a row without gain after which the run ends.")
+    min_delta: float = Field(0.0, ge=0, le=100, description="Nats by which a validation loss must fall to be a gain.")
+
+
+class DPO(Spec):
+    """Learning from pairs of answers. Rafailov et al. 2023, arXiv:2305.18290."""
+
+    beta: float = Field(0.1, gt=0, le=10, description="How strongly the adapter is held to where it started.")
+
+
 class TrainingRequest(Spec):
     """Our further knobs, the top-level extension `training`."""
 
@@ -58,6 +72,9 @@ class TrainingRequest(Spec):
     )
     weight_decay: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float = Field(1.0, gt=0, le=1000)
+    neftune_alpha: float | None = Field(
+        None, gt=0, le=100, description="Noise on the words' embeddings while training. Jain et al. 2023, NEFTune."
+    )
     max_seq_length: Auto | int = Field(
         "auto", description="Tokens of the longest row; 'auto' is the base model's context."
     )
@@ -67,6 +84,9 @@ class TrainingRequest(Spec):
     )
     eval_steps: Auto | int = Field("auto", description="Steps between validations; 'auto' is once an epoch.")
     n_checkpoints: int = Field(3, ge=1, le=10, description="How many checkpoints stay usable as models.")
+    eval_samples: int = Field(3, ge=0, le=20, description="Validation rows that each validation answers in full.")
+    early_stopping: EarlyStopping | None = Field(None, description="Needs a validation file.")
+    serve: Serve = Field("best", description="The step of the lowest validation loss, where there is one, or the last.")
 
     @field_validator("learning_rate", "warmup_ratio", "max_seq_length", "tokens_per_batch", "eval_steps")
     @classmethod
@@ -95,12 +115,19 @@ class TrainSpec(Spec):
     warmup_ratio: float
     weight_decay: float
     max_grad_norm: float
+    neftune_alpha: float | None = None
     max_seq_length: int
     tokens_per_batch: int
     train_on: Literal["assistant", "last"]
     eval_steps: int | None = Field(description="None validates once an epoch.")
     n_checkpoints: int
+    eval_samples: int = 3
+    early_stopping: EarlyStopping | None = None
+    serve: Serve = "best"
     seed: int = Field(ge=0, lt=2**31)
+    dpo: DPO | None = Field(None, description="Of a job that learns from pairs; None learns from examples.")
+    continue_from: str | None = Field(None, description="The model whose weights training goes on from.")
+    continue_from_sha256: str | None = Field(None, description="Of its zip.")
     init_adapter_sha256: str | None = Field(None, description="Of the zip that the method's init_adapter names.")
 
 
@@ -146,10 +173,14 @@ def resolve(
         warmup_ratio=warmup,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
+        neftune_alpha=training.neftune_alpha,
         max_seq_length=length,
         tokens_per_batch=2048 if training.tokens_per_batch == "auto" else training.tokens_per_batch,
         train_on=training.train_on,
         eval_steps=None if training.eval_steps == "auto" else training.eval_steps,
         n_checkpoints=training.n_checkpoints,
+        eval_samples=training.eval_samples,
+        early_stopping=training.early_stopping,
+        serve=training.serve,
         seed=seed,
     )

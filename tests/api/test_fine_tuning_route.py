@@ -72,15 +72,21 @@ def test_a_job_is_made_with_every_value_in_force(service):
             "warmup_ratio": 0.03,
             "weight_decay": 0.0,
             "max_grad_norm": 1.0,
+            "neftune_alpha": None,
             "max_seq_length": 2048,
             "tokens_per_batch": 2048,
             "train_on": "assistant",
             "eval_steps": None,
             "n_checkpoints": 3,
+            "eval_samples": 3,
+            "early_stopping": None,
+            "serve": "best",
         },
         "step": 0,
         "total_steps": None,
         "attempt": 0,
+        "outcome": None,
+        "continue_from": None,
     }
 
 
@@ -140,7 +146,8 @@ BAD_FIELDS = [
     ({"training": {"learning_rate": 100}}, "training.learning_rate", "invalid_value"),
     ({"training": {"lr_scheduler": "wild"}}, "training.lr_scheduler", "invalid_value"),
     ({"integrations": [{"type": "wandb"}]}, "integrations", "invalid_value"),
-    ({"continue_from": "x"}, "continue_from", "unknown_parameter"),
+    ({"continue_from": "x"}, "continue_from", "model_not_found"),
+    ({"colour": "x"}, "colour", "unknown_parameter"),
     (
         {"peft": {"r": 4}, "method": {"type": "lora", "lora": {"r": 8}}},
         "method.lora",

@@ -66,11 +66,11 @@ def learned(model, *runs):
 @pytest.mark.parametrize("tokens_per_batch", [24, 4096])
 def test_members_have_in_one_batch_the_gradients_that_they_have_alone(llama, tokens_per_batch):
     both = run_of(*STARTS, tokens_per_batch=tokens_per_batch)
-    pieces = [trainer._Piece(both, place, both.corpus[place]) for place in both.next_rows()]
+    pieces = [trainer._Piece(both, place, both.corpus.rows_of(place)) for place in both.next_rows()]
     trainer._learn(llama, pieces)
     for start, together in zip(STARTS, both.method.prompts, strict=True):
         one = run_of(start)
-        trainer._learn(llama, [trainer._Piece(one, p.place, p.row) for p in pieces])
+        trainer._learn(llama, [trainer._Piece(one, p.place, p.rows) for p in pieces])
         assert torch.allclose(together.grad, one.method.prompts[0].grad, atol=1e-7, rtol=1e-4)
         assert together.grad.abs().max() > 1e-4
     # Negative control: they are not alike.

@@ -12,7 +12,7 @@ from core.optimisers import Group, in_force, optimiser_of, state_of
 from core.trainer import train
 
 CPU = torch.device("cpu")
-ALL = ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit")
+ALL = ("adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor")
 EIGHT_BIT = ("adamw_8bit", "paged_adamw_8bit")
 LARGE = {"r": 64}  # adapters of 4,096 entries, so that their moments are kept in 8 bits
 
@@ -36,7 +36,7 @@ def through_disk(tensors):
 
 
 def test_on_a_cpu_a_paged_optimiser_is_its_unpaged_form():
-    assert [in_force(name, CPU) for name in ALL] == ["adamw", "adamw_8bit", "adamw", "adamw_8bit"]
+    assert [in_force(name, CPU) for name in ALL] == ["adamw", "adamw_8bit", "adamw", "adamw_8bit", "adafactor"]
     assert [in_force(name, torch.device("cuda")) for name in ALL] == list(ALL)
 
 
@@ -62,6 +62,42 @@ def test_the_32_bit_adam_of_bitsandbytes_goes_the_way_of_torch_s():
             optimiser.param_groups[0]["lr"] = 0.01
             optimiser.step()
     assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (7,), (2, 3, 5)])
+def test_adafactor_is_the_papers_algorithm(shape):
+    """Algorithm 4 with a step's size of the learning rate: beta2 of step t is 1 - t^-0.8, updates are clipped at 1."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator) * 0.1
+    mine, theirs = nn.Parameter(start.clone()), start.clone().double()
+    optimiser = optimiser_of("adafactor", [Group([mine])], weight_decay=0.1)
+    rows = columns = whole = 0.0
+    for step in range(1, 11):
+        gradient = torch.randn(shape, generator=generator)
+        mine.grad, g = gradient.clone(), gradient.double()
+        optimiser.param_groups[0]["lr"] = 0.01
+        optimiser.step()
+        beta2 = 1 - step**-0.8
+        if len(shape) > 1:
+            rows = beta2 * rows + (1 - beta2) * g.square().mean(-1, keepdim=True)
+            columns = beta2 * columns + (1 - beta2) * g.square().mean(-2, keepdim=True)
+            moment = rows * columns / rows.mean(-2, keepdim=True)
+        else:
+            whole = moment = beta2 * whole + (1 - beta2) * g.square()
+        update = g / moment.sqrt()
+        update /= max(1.0, update.square().mean().sqrt().item())
+        theirs = theirs * (1 - 0.01 * 0.1) - 0.01 * update
+    assert torch.allclose(mine.double(), theirs, atol=1e-6)
+
+
+def test_adafactor_moves_zeros_at_the_rate_itself_and_keeps_a_small_state():
+    zeros = nn.Parameter(torch.zeros(64, 64))
+    optimiser = optimiser_of("adafactor", [Group([zeros])], weight_decay=0.0)
+    zeros.grad = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    optimiser.param_groups[0]["lr"] = 0.01
+    optimiser.step()
+    assert zeros.square().mean().sqrt().item() == pytest.approx(0.01, rel=0.05)
+    assert sum(tensor.numel() for tensor in state_of(optimiser)[0].values()) < 64 * 64 / 30
 
 
 def test_8_bit_moments_take_under_a_third_and_lead_nearly_the_same_way(llama):

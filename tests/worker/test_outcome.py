@@ -39,10 +39,13 @@ def test_a_run_says_every_step_validation_checkpoint_and_its_end(whole):
     saved = of_kind(reports, CheckpointReport)
     assert [(report.step, report.adapter and report.adapter.name) for report in saved] == [
         (2, None),
+        (3, "step-3.zip"),  # the best so far, as the validations at 6 and 8 are
         (4, "step-4.zip"),
-        (6, None),
+        (6, "step-6.zip"),
         (8, "step-8.zip"),
     ]
+    losses = [report.valid_loss for report in of_kind(reports, ValidationReport)]
+    assert losses == sorted(losses, reverse=True)
     assert sorted(path.name for path in saved[-1].path.parent.iterdir()) == ["ck-00000006-e1", "ck-00000008-e1"]
 
 
@@ -56,6 +59,7 @@ def test_a_finished_run_names_its_adapter_its_metrics_and_what_the_registry_want
         "train_mean_token_accuracy": last.train_mean_token_accuracy,
         "valid_loss": valid.valid_loss,
         "valid_mean_token_accuracy": valid.valid_mean_token_accuracy,
+        "valid_exact_match": valid.valid_exact_match,
     }
     told = finished.details
     assert (told["peft_type"], told["base_precision"], told["computed_in"]) == ("LORA", "bf16", "fp32")
@@ -124,7 +128,8 @@ def test_validation_once_an_epoch_is_the_default(tmp_path, tiny_entry):
 
 
 def test_only_the_last_epochs_stay_usable_as_models(tmp_path, tiny_entry):
-    _, reports = attempt(make_assignment(tmp_path, tiny_entry, n_epochs=4, n_checkpoints=2))
+    assignment = make_assignment(tmp_path, tiny_entry, n_epochs=4, n_checkpoints=2)
+    _, reports = attempt(assignment.model_copy(update={"validation_file": None}))
     assert [report.step for report in of_kind(reports, CheckpointReport) if report.adapter] == [12, 16]
 
 

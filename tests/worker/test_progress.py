@@ -7,7 +7,7 @@ from sqlalchemy.exc import OperationalError
 from core.records import jobs
 from core.records.events import Event
 from core.specs.assignment import PhaseReport, StepReport, ValidationReport, WarningReport
-from worker.progress import Progress, Verdict, validation_event
+from worker.progress import Progress, Verdict, validation_event, validation_events
 
 
 def step(number, of=10, loss=1.0):
@@ -153,3 +153,13 @@ def test_a_validation_repeats_its_own_steps_metrics_and_no_others():
     assert validation_event(ValidationReport(step=4, **said), step(4, loss=1.5)).data["train_loss"] == 1.5
     late = validation_event(ValidationReport(step=5, **said), step(4, loss=1.5)).data
     assert (late["train_loss"], late["step"], late["full_valid_loss"]) == (None, 5, 2.0)
+
+
+@pytest.mark.parametrize("is_enough", [True, False])
+def test_the_validation_that_ends_a_run_says_so_and_names_the_best_step(is_enough):
+    said = {"total_steps": 10, "valid_loss": 2.0, "valid_mean_token_accuracy": 0.25, "best_step": 2}
+    found, *more = validation_events(ValidationReport(step=4, is_enough=is_enough, **said), None)
+    assert found.data["best_step"] == 2
+    assert [(event.kind, event.step, event.data) for event in more] == [("stopped_early", 4, {"best_step": 2})][
+        :is_enough
+    ]

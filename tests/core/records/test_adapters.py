@@ -123,6 +123,15 @@ def test_only_the_newest_checkpoints_are_kept(db, account, machine, make_job):
     assert usable[0].model_name == model_name("tiny", "acme", None, job_id) + ":ckpt-step-5"
 
 
+@pytest.mark.parametrize(("keep_step", "usable"), [(1, [5, 4, 1]), (5, [5, 4, 3]), (None, [5, 4])])
+def test_the_best_checkpoint_stays_usable_beside_the_newest(machine, make_job, keep_step, usable):
+    db, account, job_id, held = machine.db, machine.account, make_job(), machine.claim()
+    for step in (1, 2, 3, 4, 5):
+        jobs.record_checkpoint(db, held, step=step, metrics={}, adapter=blob("b"), keep_models=2, keep_step=keep_step)
+    with db.session() as session:
+        assert [row.step for row in jobs.checkpoints(session, account, job_id).rows] == usable
+
+
 def test_a_step_that_is_reached_again_replaces_its_checkpoint(db, machine, make_job):
     job_id = make_job()
     first = jobs.record_checkpoint(db, machine.claim(), step=3, metrics={}, state=blob("a"), adapter=blob("a"))
