@@ -2,27 +2,21 @@
 
 import asyncio
 import contextlib
-import copy
 import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 import torch
 import uvicorn
-from transformers import PreTrainedTokenizerFast
 
 from core.base.catalogue import entry
-from core.base.load import NAMES, OpenBase, open_base
-from core.blobs import BlobStore, MissingBlob, open_store
-from core.data.formats import FaultyLineError
-from core.data.tokens import measure
+from core.base.load import NAMES, open_base
+from core.blobs import BlobStore, open_store
 from core.model import RoutedModel
 from core.records import presences
 from core.records.database import Database
@@ -33,8 +27,9 @@ from core.specs.inspection import Inspected, InspectSpec
 from worker.engine.engine import Engine
 from worker.engine.http import Desk, create_app
 from worker.engine.inspection import Inspector
-from worker.engine.intake import Intake, Refused
-from worker.engine.residency import loader
+from worker.engine.intake import Intake
+from worker.engine.measuring import measurer
+from worker.engine.tiers import Tiers, forget_deleted
 from worker.manifest import facts_of_base
 
 log = structlog.get_logger()
@@ -54,6 +49,7 @@ class Opened:
     measure: Callable[[MeasureSpec], dict[str, object]]
     inspect: Callable[[InspectSpec], Inspected]
     details: dict[str, object]  # for the presence row
+    tiers: Tiers
 
 
 def open_engine(settings: Settings, store: BlobStore) -> Opened:
@@ -67,12 +63,16 @@ def open_engine(settings: Settings, store: BlobStore) -> Opened:
     )
     model = RoutedModel(base.model)
     context = min(settings.engine_context, base.facts.context)
+    tiers = Tiers(settings, store, model)
     engine = Engine(
         model,
-        loader(store, settings.cache_dir / "adapters", model.resident),
+        tiers.load,
         rows=settings.engine_rows,
         context=context,
         adapter_memory_bytes=settings.adapter_memory_bytes,
+        prefix_cache_bytes=settings.prefix_cache_bytes,
+        tier=tiers.tier,
+        base=f"{settings.default_base_model}/{base.revision}/{base.base_precision}/{NAMES[base.dtype]}",
     )
     intake = Intake(
         base.tokenizer,
@@ -93,7 +93,7 @@ def open_engine(settings: Settings, store: BlobStore) -> Opened:
         "revision": base.revision,
     }
     inspector = Inspector(store, settings.cache_dir, model, facts_of_base(base))
-    return Opened(engine, intake, _measurer(settings, store, base), inspector.inspect, details)
+    return Opened(engine, intake, measurer(settings, store, base), inspector.inspect, details, tiers)
 
 
 def _warm_up(engine: Engine, intake: Intake, settings: Settings) -> None:
@@ -108,31 +108,6 @@ def _warm_up(engine: Engine, intake: Intake, settings: Settings) -> None:
     engine.submit(intake.sequence(spec, lambda _: None))
     while engine.step():
         pass
-
-
-def _measurer(settings: Settings, store: BlobStore, base: OpenBase) -> Callable[[MeasureSpec], dict[str, object]]:
-    """The answer to POST /measure, with a tokeniser of its own."""
-    tokenizer: PreTrainedTokenizerFast = copy.deepcopy(base.tokenizer)
-
-    def answer(spec: MeasureSpec) -> dict[str, object]:
-        settings.cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=settings.cache_dir, prefix="measure-") as folder:
-            try:
-                path = store.fetch(spec.file_sha256, Path(folder) / "file")
-                found = measure(path, tokenizer, spec.max_tokens, template=spec.template)
-            except MissingBlob as error:
-                raise Refused(400, "file_not_found", "the file is not in the store", "file_sha256") from error
-            except FaultyLineError as error:
-                raise Refused(400, "invalid_file", str(error), "file_sha256") from error
-        return {
-            "tokens": found.tokens,
-            "learned_tokens": found.learned_tokens,
-            "n_examples": found.n_examples,
-            "context": base.facts.context,
-            "too_long": [{"line": line, "tokens": tokens} for line, tokens in found.too_long],
-        }
-
-    return answer
 
 
 class Server(uvicorn.Server):
@@ -237,6 +212,7 @@ class EngineProcess:
     async def _beat(self, url: str) -> None:
         while True:
             await self._say(url)
+            await asyncio.to_thread(self._forget_deleted)
             await asyncio.sleep(BEAT_S)
 
     async def _say(self, url: str) -> None:
@@ -253,6 +229,16 @@ class EngineProcess:
             )
         except Exception as error:  # noqa: BLE001 - rows go on without a database; the API notices the silence
             log.warning("engine.presence_failed", error=type(error).__name__)
+
+    def _forget_deleted(self) -> None:
+        """What was deleted from the records is freed here too, within a beat and the rows that still wear it."""
+        if self._opened is None:
+            return
+        try:
+            for digest in forget_deleted(self._db, self._opened.engine, self._opened.tiers):
+                log.info("adapter.forgotten", sha256=digest)
+        except Exception as error:  # noqa: BLE001 - as above
+            log.warning("engine.forgetting_failed", error=type(error).__name__)
 
     def _leave(self) -> None:
         try:

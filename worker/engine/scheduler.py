@@ -50,6 +50,7 @@ class Row:
     priority: int = 0  # the larger, the sooner
     deadline: float = math.inf  # of the caller's clock
     arrival: int = 0  # set by add()
+    has_run: bool = False  # whether any of its tokens ran, and were not found
 
     @property
     def pending(self) -> int:
@@ -176,15 +177,15 @@ class Scheduler:
 
     def unstarted(self) -> list[int]:
         """Rows with a place of which nothing has run."""
-        return [row.key for row in self._running.values() if row.cached == 0]
+        return [row.key for row in self._running.values() if not row.has_run]
 
     def reuse(self, key: int, count: int) -> None:
-        """The first tokens of a row need not run, and are not charged: all is known of them but for the last."""
+        """The next tokens of a row need not run, and are not charged. The last never is among them."""
         row = self._running[key]
-        if not 0 < count < row.length:
-            raise ValueError(f"row {key} has {row.length} tokens: {count} cannot be known without a run")
-        row.cached = count
+        if not 0 <= count < row.pending:
+            raise ValueError(f"row {key} has {row.pending} tokens to run: {count} cannot be known already")
         self._charge(row, -count * PROMPT)
+        row.cached += count
 
     def plan(self) -> list[Chunk]:
         """The next step. Call ran() for each chunk once it is in the cache."""
@@ -203,7 +204,7 @@ class Scheduler:
     def ran(self, chunk: Chunk) -> None:
         """The chunk's tokens are in the cache."""
         if (row := self._running.get(chunk.key)) is not None:
-            row.cached = chunk.start + chunk.count
+            row.cached, row.has_run = chunk.start + chunk.count, True
             if chunk.is_last:
                 self._charge(row, DRAWN)
 
