@@ -7,7 +7,7 @@ adapter or none. Whatever goes wrong with one row ends that row alone.
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 
 import structlog
 
@@ -23,7 +23,7 @@ from worker.engine.residency import Residency
 from worker.engine.scheduler import Scheduler
 from worker.engine.seating import Seating
 from worker.engine.sequences import Sequence
-from worker.engine.tally import Tally
+from worker.engine.tally import BASE, OTHER, Tally
 
 log = structlog.get_logger()
 
@@ -97,8 +97,7 @@ class Engine:
             if (fin := request.fate()) is not None:
                 request.finish(fin)
                 return
-            leaving = self._scheduler.add(request.row(now))
-            if leaving is not None:
+            if (leaving := self._scheduler.add(request.row(now))) is not None:
                 self._leave(leaving, CROWDED)
             self._requests[request.key] = request
             self._tally.asked(request.digest, is_hit=request.digest is None or self._residency.has(request.digest))
@@ -110,10 +109,9 @@ class Engine:
             self._cancelled.add(key)
             self._wake()
 
-    def forget(self, digests: Iterable[str]) -> None:
+    def forget(self, digests: Collection[str]) -> None:
         """Adapters that were deleted: what they hold is free once the last row that wears one has ended."""
         with self._changed:
-            digests = list(digests)
             self._residency.forget(digests)
             self._prefixes.forget(digests)
 
@@ -152,7 +150,8 @@ class Engine:
         """For people and meters."""
         with self._changed:
             resident, loading = self._residency.names()
-            return {
+            by_adapter = self._tally.by_adapter()
+            told = {
                 "rows": self._rows,
                 "running": self._scheduler.n_running,
                 "waiting": self._scheduler.n_waiting,
@@ -165,8 +164,11 @@ class Engine:
                 "prompt_tokens": self.prompt_tokens,
                 "wait_s": self.wait_s(),
                 "prefix_cache": self._prefixes.told(),
-                **self._tally.told(lambda d: "device" if self._residency.has(d) else self._tier(d)),
+                **self._tally.told(),
             }
+        for name in by_adapter.keys() - {BASE, OTHER}:  # without the lock: lower tiers may be asked of a disk
+            by_adapter[name]["tier"] = "device" if name in resident else self._tier(name)
+        return told | {"by_adapter": by_adapter}
 
     # The loop's own.
 

@@ -223,12 +223,17 @@ class EngineProcess:
                 self._id,
                 role="engine",
                 is_ready=self._desk.is_ready,
-                details=self._details,
+                details=self._details | self._status_told(),
                 url=url,
                 base_model=self._settings.default_base_model,
             )
         except Exception as error:  # noqa: BLE001 - rows go on without a database; the API notices the silence
             log.warning("engine.presence_failed", error=type(error).__name__)
+
+    def _status_told(self) -> dict[str, object]:
+        """For the front end's meters. Which adapters are in memory is asked at /status: they may be many."""
+        engine = self._desk.engine
+        return {"status": {k: v for k, v in engine.status().items() if k != "adapters"}} if engine else {}
 
     def _forget_deleted(self) -> None:
         """What was deleted from the records is freed here too, within a beat and the rows that still wear it."""

@@ -6,10 +6,9 @@ most tokens; all others are summed under OTHER.
 
 import bisect
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
-SHOWN, REMEMBERED = 20, 1000
+SHOWN, REMEMBERED = 20, 1000  # shown: also what an engine says to the database every few seconds
 BASE, OTHER = "base", "other"
 STEP_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 FIRST_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -109,18 +108,20 @@ class Tally:
             counts.nexts, counts.nexts_s = counts.nexts + 1, counts.nexts_s + seconds
             self.nexts.see(seconds)
 
-    def told(self, tier: Callable[[str], str]) -> dict[str, object]:
-        """As JSON. tier: where an adapter is now."""
-        names = sorted(self._of, key=lambda name: self._of[name].tokens, reverse=True)
-        rest = Counts()
-        rest.add(self._gone)
-        for name in names[SHOWN:]:
-            rest.add(self._of[name])
-        shown = {n: self._of[n].told() | {"tier": "device" if n == BASE else tier(n)} for n in names[:SHOWN]}
+    def told(self) -> dict[str, object]:
+        """As JSON, without the adapters."""
         return {
             "step_s": self.steps.told(),
             "first_token_s": self.firsts.told(),
             "next_token_s": self.nexts.told(),
             "rows_run": self.rows,
-            "by_adapter": shown | {OTHER: rest.told()},
         }
+
+    def by_adapter(self) -> dict[str, dict[str, object]]:
+        """As JSON: the base and the adapters that are shown, and all others as one."""
+        names = sorted(self._of, key=lambda name: self._of[name].tokens, reverse=True)
+        rest = Counts()
+        rest.add(self._gone)
+        for name in names[SHOWN:]:
+            rest.add(self._of[name])
+        return {name: self._of[name].told() for name in names[:SHOWN]} | {OTHER: rest.told()}
