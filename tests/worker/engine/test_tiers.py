@@ -66,7 +66,7 @@ def test_memory_is_flat_however_often_adapters_come_and_go(new_kitchen):
 
 
 @pytest.mark.parametrize("ranks", [(1, 3, 64, 2, 128, 17)])
-def test_adapters_of_any_rank_come_without_a_restart(kitchen, new_kitchen, ranks):
+def test_adapters_of_any_rank_come_without_a_restart(kitchen, ranks):
     published = [kitchen.publish(seed=rank, r=rank, lora_alpha=2.0 * rank) for rank in ranks]
     alone = [kitchen.tell(prompt="rank", adapter=adapter).ids for adapter in published]
     together = [kitchen.ask(prompt="rank", adapter=adapter) for adapter in published]
