@@ -43,7 +43,9 @@ class QueueSpec(Spec):
     """Whose request it is, and how it waits for a place beside those of others."""
 
     tenant: str = Field(
-        "", max_length=64, description="Names who asks without saying who: places and prefix caches are kept by it."
+        "",
+        max_length=64,
+        description="Names who asks without saying who. Places go by it; without one, prompts are not kept.",
     )
     weight: float = Field(1.0, gt=0, le=1000, description="The tenant's part beside that of others who wait.")
     priority: int = Field(0, ge=-1, le=1, description="Each class is served eight times as much as the next below it.")

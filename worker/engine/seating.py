@@ -33,15 +33,17 @@ class Seating:
     def reuse(self, seat: Seat) -> int:
         """How many more tokens of a row that has not run need not run, now that they are in its slot."""
         ids, known = seat.request.ids, self._cache.lengths[seat.slot] - seat.first
+        if seat.request.runs_whole or not _is_shared(seat.request):
+            return 0
         seat.links = self._prefixes.links(_root(seat.request), ids, seat.links)
         return self._prefixes.reuse(seat.slot, seat.links[known // BLOCK :], len(ids) - known)
 
     def keep(self, seat: Seat) -> None:
         """What a row has run so far may be reused by others. Not for a row whose numbers are no numbers."""
         n_blocks = (self._cache.lengths[seat.slot] - seat.first) // BLOCK
-        if n_blocks <= seat.n_kept:
-            return
         request = seat.request
+        if n_blocks <= seat.n_kept or not _is_shared(request):
+            return
         seat.links = self._prefixes.links(_root(request), request.ids, seat.links)
         self._prefixes.keep(seat.slot, seat.first, seat.links[:n_blocks], request.digest)
         seat.n_kept = n_blocks
@@ -78,6 +80,11 @@ class Seating:
     def _unpin(self, request: Sequence) -> None:
         if request.adapter is not None:
             self._residency.unpin(request.adapter.sha256)
+
+
+def _is_shared(request: Sequence) -> bool:
+    """Whether others may know its prompt by their own: what is nobody's is not kept for anybody."""
+    return bool(request.queue.tenant)
 
 
 def _root(request: Sequence) -> Root:

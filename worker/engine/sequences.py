@@ -24,6 +24,7 @@ class Sequence:
     limit: int  # new tokens in all, earlier ones included
     emit: Callable[[Frame], None]  # never blocks
     queue: QueueSpec = field(default_factory=QueueSpec)
+    runs_whole: bool = False  # something is to be said of each token of its prompt, so that none may be left out
     wants_logprob: bool = False  # whether its frames say how likely their tokens were
     accepted_at: float = 0.0  # of the engine's clock
     ids: list[int] = field(default_factory=list)  # all that runs: prompt in its template, drawn ones

@@ -79,7 +79,7 @@ class Kitchen:
         """Submits; the answer collects its frames."""
         ids = prompt if isinstance(prompt, tuple) else None
         offset, with_logprob = sampling.pop("offset", 0), sampling.pop("with_logprob", False)
-        queue = sampling.pop("queue", QueueSpec())
+        queue = sampling.pop("queue", QueueSpec(tenant="t"))
         sampling = {"temperature": 0.0, "max_tokens": 12} | sampling
         spec = GenerateSpec(
             request_id=f"r-{next(self.counter)}",

@@ -74,9 +74,21 @@ def test_tenants_share_nothing(cached):
 def test_a_key_without_the_tenant_would_let_one_see_what_another_asked(cached, monkeypatch):
     """Negative control of the law above."""
     plain = Root.link
-    monkeypatch.setattr(Root, "link", lambda root, base: plain(dataclasses.replace(root, tenant=""), base))
+    monkeypatch.setattr(Root, "link", lambda root, base: plain(dataclasses.replace(root, tenant="x"), base))
     hits(cached, queue=QueueSpec(tenant="a"))
     assert hits(cached, queue=QueueSpec(tenant="b"))[1] == 3 * BLOCK
+
+
+def test_what_is_nobodys_is_kept_for_nobody(cached):
+    assert [hits(cached, queue=QueueSpec())[1] for _ in range(2)] == [0, 0]
+    assert told(cached)["bytes"] == 0
+
+
+def test_a_row_of_which_each_token_is_told_runs_whole(cached, monkeypatch):
+    hits(cached)
+    plain = cached.intake.sequence
+    monkeypatch.setattr(cached.intake, "sequence", lambda *asked: dataclasses.replace(plain(*asked), runs_whole=True))
+    assert hits(cached)[1] == 0
 
 
 def test_roots_differ_by_all_that_keys_and_values_depend_on():
