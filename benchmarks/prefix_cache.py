@@ -68,7 +68,7 @@ class Times:
 def main() -> None:
     """Reads the arguments, runs every arm in turn, writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precisions", nargs="+", choices=["bf16", "fp32"], default=["fp32", "bf16"])
     asked = parser.parse_args()
     rows = [row for precision in asked.precisions for row in measured(precision, asked.rounds)]
@@ -114,6 +114,7 @@ def measured(precision: Precision, rounds: int) -> list[Row]:
     for worn, digest in (("base", None), *zip(("lora", "soft prompt"), effects, strict=True)):
         times = [[first_token(engine, intake, digest, n) for engine in engines] for n in range(rounds + 1)][1:]
         found.append(row_of(precision, worn, times, difference(model, effects[digest] if digest else None)))
+        print(found[-1], flush=True)
     return found
 
 
@@ -164,7 +165,7 @@ def difference(model: RoutedModel, effect: Effect | None) -> float:
     expected = logits(model, effect, cache, ids, whole)
     links = prefixes.links(Root("t"), ids)[: SHARED // 16]
     prefixes.keep(whole, 0, links, None)
-    prefixes.reuse(other, links, len(ids))
+    assert prefixes.reuse(other, links, len(ids)) == SHARED == cache.lengths[other]
     return float((logits(model, effect, cache, ids, other) - expected).abs().max())
 
 
