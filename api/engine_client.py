@@ -30,6 +30,8 @@ MEASURE_TIMEOUT = httpx.Timeout(120.0, connect=2.0)
 INSPECT_TIMEOUT = httpx.Timeout(300.0, connect=2.0)
 RETURN_S = 30.0  # how long a stream that has begun waits for an engine to come back
 LOOK_S = 0.25
+SHORTEST_S = 0.001  # that an engine is given where no time is left: it says so itself
+LONGEST_WAIT_S = 60  # that clients are ever told
 MAX_TRIES = 2  # engines that a new request is offered to
 
 
@@ -49,18 +51,26 @@ class EngineAwayError(Exception):
 
 
 class EngineBusyError(Exception):
-    """It takes no more requests now."""
+    """It takes no more requests now. wait_s: when it might, as it says itself."""
+
+    def __init__(self, wait_s: int = 2) -> None:
+        super().__init__(f"after {wait_s} s perhaps")
+        self.wait_s = wait_s
 
 
 @dataclass
 class _Progress:
     """What has been said so far of one row."""
 
+    began_at: float
     prompt_ids: tuple[int, ...] | None = None
     emitted: list[int] = field(default_factory=list)
 
     def resumed(self, spec: GenerateSpec) -> GenerateSpec:
-        """The same request for an engine that is to go on where another stopped."""
+        """The same request for an engine that is to go on where another stopped, in the time that is left."""
+        if spec.queue.deadline_s is not None:
+            left_s = max(SHORTEST_S, spec.queue.deadline_s - (anyio.current_time() - self.began_at))
+            spec = spec.model_copy(update={"queue": spec.queue.model_copy(update={"deadline_s": left_s})})
         if self.prompt_ids is None:
             return spec
         ids = (*self.prompt_ids, *self.emitted)
@@ -99,7 +109,7 @@ class EngineClient:
 
         Raises ClientError: 503 where no engine takes it, what an engine refuses, or 502 once MAX_MIGRATIONS are spent.
         """
-        progress = _Progress()
+        progress = _Progress(anyio.current_time())
         said: FrameError | None = None
         for migration in range(MAX_MIGRATIONS + 1):
             try:
@@ -168,6 +178,7 @@ class EngineClient:
         """
         deadline = anyio.current_time() + (self._return_s if is_patient else 0.0)
         problem: errors.ClientError | None = None
+        wait_s: int | None = None
         passed: set[str] = set()
         while is_patient or len(passed) < MAX_TRIES:
             engine = await self._next(spec, passed, is_patient=is_patient)
@@ -181,9 +192,10 @@ class EngineClient:
                 async with aclosing(self._on_one(engine, progress.resumed(spec), progress)) as frames:
                     async for frame in frames:
                         yield frame
-            except EngineBusyError:
+            except EngineBusyError as busy:
                 log.info("engine.busy", request_id=spec.request_id, engine=engine.id)
-                problem = errors.overloaded("Every engine is busy: try again shortly.")
+                wait_s = min(wait_s or busy.wait_s, busy.wait_s)
+                problem = errors.overloaded("Every engine is busy: try again shortly.", wait_s=wait_s)
                 passed.add(engine.id)
             except EngineAwayError:
                 self.directory.failed(engine)
@@ -223,7 +235,7 @@ class EngineClient:
             request = self._http.stream("POST", f"{engine.url}/generate", json=spec.model_dump(mode="json"))
             async with request as answer:
                 if answer.status_code != httpx.codes.OK:
-                    raise _refusal(answer.status_code, await answer.aread())
+                    raise _refusal(answer.status_code, await answer.aread(), answer.headers.get("retry-after"))
                 expected = 0
                 async for line in _lines(answer):
                     frame = _frame(line, expected)
@@ -271,6 +283,8 @@ def _frame(line: bytes, expected: int) -> Frame:
 
 def refused(error: FrameError, status: int = 400) -> errors.ClientError:
     """An engine's no, in the client's terms: about a field where it names one, else our failure."""
+    if error.code == "deadline_exceeded":
+        return errors.too_late(error.message)
     if error.param is not None or error.code == "context_length_exceeded":
         return errors.bad_request(error.message, param=error.param, code=error.code)
     if 400 <= status < 500 and error.code == "invalid_request":  # noqa: PLR2004
@@ -278,10 +292,10 @@ def refused(error: FrameError, status: int = 400) -> errors.ClientError:
     return errors.server_error(error.message, code=error.code)
 
 
-def _refusal(status: int, body: bytes) -> Exception:
+def _refusal(status: int, body: bytes, retry_after: str | None = None) -> Exception:
     """What an answer that is not 200 comes to."""
     if status == httpx.codes.SERVICE_UNAVAILABLE:
-        return EngineBusyError()
+        return EngineBusyError(min(LONGEST_WAIT_S, int(retry_after)) if retry_after and retry_after.isdecimal() else 2)
     if status >= 500 or status in (401, 404):  # noqa: PLR2004
         return EngineLostError(f"status {status}")
     try:

@@ -144,6 +144,11 @@ def overloaded(message: str, *, code: str = "engine_overloaded", wait_s: int = 2
     return ClientError(503, message, kind="server_error", code=code, headers={"retry-after": str(wait_s)})
 
 
+def too_late(message: str) -> ClientError:
+    """504: the answer was not whole within the time that an answer may take."""
+    return ClientError(504, message, kind="server_error", code="deadline_exceeded", headers=_NO_RETRY)
+
+
 def engine_failed(message: str | None, code: str | None) -> ClientError:
     """502: engines took the request, and all of them failed at it."""
     return ClientError(

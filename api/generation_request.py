@@ -23,7 +23,7 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 # OpenAI's fields that change nothing here: they are taken, bounded, and left.
 IGNORED: Final = frozenset(
-    {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+    {"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 )
 # Fields that would change the answer and are not offered: only a value that asks for nothing is taken.
 NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
@@ -73,6 +73,7 @@ class GenerationRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     base_precision: BasePrecision | None = None
+    service_tier: Annotated[str, StringConstraints(max_length=64)] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -100,6 +101,11 @@ class GenerationRequest(BaseModel):
     def new_tokens(self) -> int | None:
         """At most so many, where the client says."""
         return self.max_tokens
+
+    @property
+    def priority(self) -> int:
+        """Of its class: who asks for `flex` lets others go first, and no word lets anybody go before them."""
+        return -1 if self.service_tier == "flex" else 0
 
     @property
     def wants_usage(self) -> bool:

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from api import errors
 from api.generation_request import GenerationRequest
 from api.resources import Resources, resources_of
+from api.tenant import queue_of
 from api.vote import Ballot, winner
 from core.records import usage
 from core.records.accounts import Account
@@ -74,6 +75,7 @@ class Inference:
         self.request_id: str = request.state.request_id
         self._account: Account = request.state.account
         self._resources: Resources = resources_of(request)
+        self._queue = queue_of(self._account, self._resources.settings, priority=asked.priority)
         self.rows = self._rows(asked, prompts)
         if len(self.rows) * target.members > MAX_ROWS:
             most = MAX_ROWS // target.members
@@ -152,6 +154,7 @@ class Inference:
             base_precision=self.target.base_precision,
             adapter=self.target.adapter,
             sampling=sampling,
+            queue=self._queue,
             **_continued(prompt),
         )
 

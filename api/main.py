@@ -11,6 +11,7 @@ from api import errors, logs
 from api.edge import Edge, Metrics
 from api.engine_client import EngineClient
 from api.engine_directory import EngineDirectory
+from api.engine_metrics import EngineCollector
 from api.guard import Guarded
 from api.limits import RateLimiter
 from api.queue import Queue
@@ -51,6 +52,7 @@ def open_resources(settings: Settings) -> Resources:
     """Opens what the settings name; connects to nothing yet but the file system."""
     metrics = Metrics()
     database = Database(settings.database)
+    metrics.registry.register(EngineCollector(database))
     engines = EngineClient(EngineDirectory(database), settings.engine_token, on_migration=metrics.migrations.inc)
     return Resources(
         settings=settings,

@@ -87,3 +87,21 @@ class KVCache:
             self.keys[:, slot, :, :count] = effect.keys.transpose(1, 2)
             self.values[:, slot, :, :count] = effect.values.transpose(1, 2)
         self.lengths[slot], self.prefixes[slot] = count, effect
+
+    def append(self, slot: int, keys: Tensor, values: Tensor) -> None:
+        """Write entries that were computed before behind those of a slot: [L, K, T, D] each, rotated for just there."""
+        layers, heads, count, width = keys.shape
+        first = self.room(slot, count)
+        mine = (self.keys.shape[0], self.keys.shape[2], self.keys.shape[4])
+        if (layers, heads, width) != mine:
+            raise ValueError(f"the entries have (layers, heads, width) {(layers, heads, width)}, the cache {mine}")
+        with torch.no_grad():
+            self.keys[:, slot, :, first : first + count] = keys
+            self.values[:, slot, :, first : first + count] = values
+        self.lengths[slot] += count
+
+    def entries(self, slot: int, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of filled entries where they lie, no copies: [L, K, count, D] each."""
+        if not 0 <= first <= first + count <= self.lengths[slot]:
+            raise ValueError(f"slot {slot} holds {self.lengths[slot]} entries, not {first} up to {first + count}")
+        return self.keys[:, slot, :, first : first + count], self.values[:, slot, :, first : first + count]

@@ -5,7 +5,7 @@ import os
 import secrets
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import Field, SecretStr, model_validator
@@ -58,6 +58,17 @@ class Settings(BaseSettings):
         description="Engines that `make run` starts; the service is ready with the first.",
     )
     adapter_memory_bytes: int = Field(2 << 30, ge=1 << 20)
+    adapter_host_bytes: int = Field(
+        4 << 30, ge=0, description="Adapters kept in host memory, ready to be copied to a device with its own."
+    )
+    adapter_disk_bytes: int = Field(
+        20 << 30, ge=1 << 20, description="Adapters' zips kept in an engine's cache folder."
+    )
+    prefix_cache_bytes: int = Field(256 << 20, ge=0, description="Prompts' keys and values kept by an engine.")
+    answer_s: float = Field(600.0, gt=0, description="Within which an answer must be whole, from its request on.")
+    tenant_weights: dict[str, Annotated[float, Field(gt=0, le=1000)]] = Field(
+        default_factory=dict, description="JSON: project id -> its part of a busy engine beside others' 1."
+    )
 
     lease_s: float = Field(60.0, gt=0)
     heartbeat_s: float = Field(10.0, gt=0)

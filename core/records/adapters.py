@@ -1,6 +1,6 @@
 """The registry of fine-tuned models: which name means which weights, for whom. What is deleted is missing."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from core.records.pages import Page, page
 from core.records.scope import Account, of
 from core.records.tables import Adapter, Checkpoint, Job, new_id
 from core.specs.method import BasePrecision
+
+MANY = 500  # contents asked after at once
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,22 @@ def delete(session: Session, account: Account, name: str) -> bool:
             row.state_sha256 = row.state_bytes = None
     audit.note(session, account, "model.deleted", name)
     return True
+
+
+def deleted(session: Session, digests: Iterable[str]) -> list[str]:
+    """Of these contents, those that were an adapter's and are nobody's any more. For who keeps copies."""
+    asked, found = list(digests), list[str]()
+    for start in range(0, len(asked), MANY):
+        some = asked[start : start + MANY]
+        living = select(Adapter.blob_sha256).where(Adapter.deleted_at.is_(None))
+        kept = select(Checkpoint.adapter_sha256).where(Checkpoint.adapter_sha256.in_(some))
+        gone = select(Adapter.blob_sha256).where(
+            Adapter.blob_sha256.in_(some),
+            Adapter.blob_sha256.not_in(living.where(Adapter.blob_sha256.in_(some))),
+            Adapter.blob_sha256.not_in(kept),
+        )
+        found += session.scalars(gone.distinct())
+    return found
 
 
 def of_base(name: str) -> Model:

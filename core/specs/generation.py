@@ -39,6 +39,19 @@ class AdapterRef(Spec):
     member: int | None = Field(None, ge=0)
 
 
+class QueueSpec(Spec):
+    """Whose request it is, and how it waits for a place beside those of others."""
+
+    tenant: str = Field(
+        "",
+        max_length=64,
+        description="Names who asks without saying who. Places go by it; without one, prompts are not kept.",
+    )
+    weight: float = Field(1.0, gt=0, le=1000, description="The tenant's part beside that of others who wait.")
+    priority: int = Field(0, ge=-1, le=1, description="Each class is served eight times as much as the next below it.")
+    deadline_s: float | None = Field(None, gt=0, description="From its acceptance; past it the request ends.")
+
+
 class GenerateSpec(Spec):
     """POST /generate: exactly one of messages, prompt and prompt_ids says what to continue."""
 
@@ -53,6 +66,7 @@ class GenerateSpec(Spec):
     )
     offset: int = Field(0, ge=0, description="How many of prompt_ids were already emitted as new tokens.")
     sampling: SamplingSpec
+    queue: QueueSpec = QueueSpec()
     with_logprob: bool = Field(False, description="Say in every frame how likely its tokens were.")
 
 

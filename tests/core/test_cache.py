@@ -67,3 +67,36 @@ def test_a_released_slot_is_empty(cache):
     cache.put_prefix(slot, prefix(3))
     cache.release(slot)
     assert (cache.lengths[slot], cache.prefixes[slot]) == (0, None)
+
+
+def entries(count, value=1.0, *, layers=2, heads=2, width=16):
+    return torch.full((layers, heads, count, width), value)
+
+
+def test_entries_that_were_computed_before_come_behind_those_of_the_slot(cache):
+    slot = cache.take()
+    cache.put_prefix(slot, prefix(2))
+    cache.append(slot, entries(3, 5.0), entries(3, 6.0))
+    assert cache.lengths[slot] == 5
+    keys, values = cache.entries(slot, 2, 3)
+    assert (keys == 5).all()
+    assert (values == 6).all()
+    assert (cache.entries(slot, 0, 2)[0] == 1).all()
+    assert keys.data_ptr() == cache.keys[:, slot, :, 2:].data_ptr()  # where they lie, no copy
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [(entries(9), "do not fit"), (entries(3, heads=4), "the cache"), (entries(3, width=8), "the cache")],
+)
+def test_entries_that_do_not_fit_are_refused(cache, found, reason):
+    with pytest.raises(ValueError, match=reason):
+        cache.append(cache.take(), found, found)
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 4), (-1, 2), (3, 1)])
+def test_entries_that_are_not_filled_are_not_given_out(cache, first, count):
+    slot = cache.take()
+    cache.append(slot, entries(3), entries(3))
+    with pytest.raises(ValueError, match="holds 3 entries"):
+        cache.entries(slot, first, count)

@@ -4,21 +4,26 @@ A step is one ragged forward in which some rows take a chunk of their prompt and
 adapter or none. Whatever goes wrong with one row ends that row alone.
 """
 
+import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 
 from core.cache import KVCache
-from core.effects import Effect, Ensemble, KVPrefix, SoftPrompt, members_of
+from core.effects import Effect, Ensemble
 from core.model import RoutedModel
-from core.specs.generation import AdapterRef, FrameError
-from core.specs.template import Layout
+from core.specs.generation import FrameError
+from worker.engine.endings import CROWDED, EXPIRED, LATE, MIGRATE
 from worker.engine.forward import BROKEN, Forward, Outcome, Seat, Work
+from worker.engine.pace import Pace
+from worker.engine.prefix_cache import PrefixCache
 from worker.engine.residency import Residency
-from worker.engine.scheduler import Row, Scheduler
+from worker.engine.scheduler import Scheduler
+from worker.engine.seating import Seating
 from worker.engine.sequences import Sequence
+from worker.engine.tally import BASE, OTHER, Tally
 
 log = structlog.get_logger()
 
@@ -26,8 +31,6 @@ PROMPT_TOKENS = {"cpu": 256, "cuda": 4096}  # of one step, decoding rows include
 IDLE_S = 0.5  # how long the loop sleeps at most
 STALL_S = 10.0  # without a turn for so long while there is work, the loop counts as dead
 QUEUE_S = 120.0  # a row that waited so long for a place is to try elsewhere
-LATE = FrameError(code="engine_overloaded", message="the request waited too long for a place", retryable=True)
-MIGRATE = FrameError(code="migrate", message="this engine is stopping; go on at another", retryable=True)
 
 
 class Draining(Exception):
@@ -47,15 +50,27 @@ class Engine:
         adapter_memory_bytes: int,
         token_budget: int | None = None,
         max_waiting: int | None = None,
+        prefix_cache_bytes: int = 0,
+        base: str = "",
+        tier: Callable[[str], str] = lambda _: "store",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """load: digest -> serving form (residency.loader). context: tokens of one row."""
-        self._rows, self._context, self._clock = rows, context, clock
+        """load: digest -> serving form (residency.loader). context: tokens of one row.
+
+        base: names the base model and its precision, for the prefix cache; 0 bytes of that are none.
+        tier: where an adapter is that is not in memory.
+        """
+        self._rows, self._context, self._clock, self._tier = rows, context, clock, tier
         self._cache = KVCache.for_model(model, rows, context)
         self._forward = Forward(model, self._cache)
+        self._tally, self._pace = Tally(), Pace()
+        self._prefixes = PrefixCache(self._cache, memory_bytes=prefix_cache_bytes, base=base)
         self._changed = threading.Condition()  # guards all below; an RLock, so that a load may arrive within a turn
         self._is_woken = False
-        self._residency = Residency(load, memory_bytes=adapter_memory_bytes, arrived=self._wake)
+        self._residency = Residency(
+            load, memory_bytes=adapter_memory_bytes, arrived=self._wake, loaded=self._tally.loaded
+        )
+        self._seating = Seating(self._forward, self._cache, self._residency, self._prefixes, context=context)
         self._scheduler = Scheduler(
             rows=rows,
             token_budget=token_budget or max(rows, PROMPT_TOKENS[model.device.type]),
@@ -71,17 +86,21 @@ class Engine:
     # What any thread may call.
 
     def submit(self, request: Sequence) -> None:
-        """A row joins the queue; its frames go to request.emit. Raises Overloaded or Draining."""
+        """A row joins the queue; its frames go to request.emit. Raises Overloaded or Draining.
+
+        Of a full queue it may push out a row of whoever has the most there.
+        """
         with self._changed:
             if self._is_draining:
                 raise Draining
-            request.accepted_at = self._clock()
+            request.accepted_at = now = self._clock()
             if (fin := request.fate()) is not None:
                 request.finish(fin)
                 return
-            adapter = request.adapter.sha256 if request.adapter else None
-            self._scheduler.add(Row(request.key, len(request.ids), adapter))
+            if (leaving := self._scheduler.add(request.row(now))) is not None:
+                self._leave(leaving, CROWDED)
             self._requests[request.key] = request
+            self._tally.asked(request.digest, is_hit=request.digest is None or self._residency.has(request.digest))
             self._wake()
 
     def cancel(self, key: int) -> None:
@@ -89,6 +108,21 @@ class Engine:
         with self._changed:
             self._cancelled.add(key)
             self._wake()
+
+    def forget(self, digests: Collection[str]) -> None:
+        """Adapters that were deleted: what they hold is free once the last row that wears one has ended."""
+        with self._changed:
+            self._residency.forget(digests)
+            self._prefixes.forget(digests)
+
+    def adapters(self) -> list[str]:
+        """The digests of those in memory."""
+        with self._changed:
+            return self._residency.names()[0]
+
+    def wait_s(self) -> float:
+        """How long a row that came now might wait for a place, as rows ended lately."""
+        return self._pace.wait_s(self._scheduler.n_waiting)
 
     def drain(self, timeout_s: float) -> bool:
         """Take no new rows, and wait until those accepted have ended. Whether they did in time."""
@@ -116,7 +150,8 @@ class Engine:
         """For people and meters."""
         with self._changed:
             resident, loading = self._residency.names()
-            return {
+            by_adapter = self._tally.by_adapter()
+            told = {
                 "rows": self._rows,
                 "running": self._scheduler.n_running,
                 "waiting": self._scheduler.n_waiting,
@@ -127,7 +162,13 @@ class Engine:
                 "steps": self.steps,
                 "tokens": self.tokens,
                 "prompt_tokens": self.prompt_tokens,
+                "wait_s": self.wait_s(),
+                "prefix_cache": self._prefixes.told(),
+                **self._tally.told(),
             }
+        for name in by_adapter.keys() - {BASE, OTHER}:  # without the lock: lower tiers may be asked of a disk
+            by_adapter[name]["tier"] = "device" if name in resident else self._tier(name)
+        return told | {"by_adapter": by_adapter}
 
     # The loop's own.
 
@@ -150,12 +191,17 @@ class Engine:
         with self._changed:
             self._let_go()
             for key in self._scheduler.admit(self._residency.readiness):
-                self._sit_down(self._requests[key])
+                self._sit_down(key)
+            for key in self._scheduler.unstarted():
+                # What rows before it, perhaps of this very moment, ran of the same prompt need not run again.
+                self._scheduler.reuse(key, self._seating.reuse(self._seats[key]))
             work = [Work(self._seats[c.key], c) for c in self._scheduler.plan()]
         if not work:
             return False
+        began = self._clock()
         outcomes = self._forward.outcomes(work)
         with self._changed:
+            self._tally.step(len(work), self._clock() - began)
             for part, outcome in zip(work, outcomes, strict=True):
                 self._deliver(part, outcome)
         self.steps += 1
@@ -167,61 +213,61 @@ class Engine:
         for key in self._cancelled:
             self._leave(key)
         self._cancelled.clear()
-        waiting = list(self._scheduler.waiting())
-        self._residency.turn(row.adapter for row in waiting[: self._rows] if row.adapter is not None)
-        late = self._clock() - QUEUE_S
-        for row in waiting:
-            request = self._requests[row.key]
+        now = self._clock()
+        for key in self._scheduler.expired(now):
+            self._leave(key, EXPIRED)
+        # What the next turns will wear is fetched while rows before them run.
+        head = itertools.islice(self._scheduler.queue(), self._rows)
+        self._residency.turn([row.adapter for row in head if row.adapter is not None])
+        for row in list(self._scheduler.waiting()):
             fault = self._residency.fault(row.adapter) if row.adapter else None
-            if fault is not None or request.accepted_at < late:
+            if fault is not None or self._requests[row.key].accepted_at < now - QUEUE_S:
                 self._leave(row.key, fault or LATE)
 
-    def _sit_down(self, request: Sequence) -> None:
-        """A place for an admitted row: a slot, its adapter pinned, its prefix first, its prompt in its template."""
-        slot = self._cache.take()
-        assert slot is not None, "the scheduler admits no more rows than there are slots"
-        found = None if request.adapter is None else self._worn(request.adapter)
-        effect = None if isinstance(found, FrameError) else found
-        self._seats[request.key] = Seat(request, slot, effect)
-        if isinstance(found, FrameError):
-            self._leave(request.key, found)
+    def _sit_down(self, key: int) -> None:
+        """A place for an admitted row, or its end."""
+        request = self._requests[key]
+        length = len(request.ids)
+        seat = self._seating.sit(request)
+        if isinstance(seat, FrameError):
+            self._leave(key, seat)
             return
-        prefix = effect.keys.shape[1] if isinstance(effect, KVPrefix) else 0
-        layout = effect.layout if isinstance(effect, SoftPrompt) else Layout((), ())
-        room = self._context - prefix - len(layout)
-        if room <= len(request.ids):
-            self._leave(request.key, _too_long(len(request.ids), room))
-            return
-        if isinstance(effect, KVPrefix):
-            self._cache.put_prefix(slot, effect)
-        request.lay_out(layout, room - len(request.ids))
-        self._scheduler.grow(request.key, len(layout))
-
-    def _worn(self, adapter: AdapterRef) -> Effect | FrameError:
-        """What a row wears of an adapter, which is pinned for it: the whole, or one member of an ensemble."""
-        members = members_of(self._residency.pin(adapter.sha256))
-        member = 0 if adapter.member is None and len(members) == 1 else adapter.member
-        if member is None or member >= len(members):
-            return _no_member(adapter, len(members))
-        return members[member]
+        self._seats[key] = seat
+        self._scheduler.grow(key, len(request.ids) - length)
+        self._tally.of(request.digest).prompt_tokens += len(request.ids)
 
     def _deliver(self, part: Work, outcome: Outcome) -> None:
-        request = part.seat.request
+        seat, request = part.seat, part.seat.request
         self._scheduler.ran(part.chunk)
         if isinstance(outcome, FrameError):
             self._leave(request.key, outcome)
-        elif outcome is not None:
-            self.tokens += 1
-            try:
-                request.take(outcome.token, outcome.logprob)
-            except Exception:
-                log.exception("engine.delivery_failed", key=request.key)
-                self._leave(request.key, BROKEN)
-                return
-            if request.is_over:
-                self._leave(request.key)
-            else:
-                self._scheduler.grow(request.key)
+            return
+        self._ran(part)
+        if outcome is None:
+            return
+        now = self._clock()
+        self.tokens += 1
+        self._tally.drew(request.digest, now - (seat.said_at or request.accepted_at), is_first=not seat.said_at)
+        seat.said_at = now
+        try:
+            request.take(outcome.token, outcome.logprob)
+        except Exception:
+            log.exception("engine.delivery_failed", key=request.key)
+            self._leave(request.key, BROKEN)
+            return
+        if request.is_over:
+            self._pace.ended(now)
+            self._leave(request.key)
+        else:
+            self._scheduler.grow(request.key)
+
+    def _ran(self, part: Work) -> None:
+        """A chunk is in the cache, and its numbers are numbers."""
+        if not part.seat.has_run:
+            part.seat.has_run = True
+            self._prefixes.count(part.chunk.start, len(part.seat.request.ids) - part.chunk.start)
+        if part.chunk.count > 1:
+            self._seating.keep(part.seat)
 
     def _leave(self, key: int, error: FrameError | None = None) -> None:
         """A row is over, wherever it stands. With an error, its reader is told."""
@@ -231,19 +277,15 @@ class Engine:
         self._scheduler.drop(key)
         seat = self._seats.pop(key, None)
         if seat is not None:
-            self._clear(seat)
+            self._seating.leave(seat)
         if error is not None:
             try:
                 request.fail(error)
             except Exception:
                 log.exception("engine.delivery_failed", key=key)
         if not self._requests:
+            self._pace.rest()
             self._changed.notify_all()  # drain() waits for this
-
-    def _clear(self, seat: Seat) -> None:
-        self._forward.clear(seat)
-        if seat.request.adapter is not None:
-            self._residency.unpin(seat.request.adapter.sha256)
 
     def _wake(self) -> None:
         with self._changed:
@@ -255,17 +297,3 @@ class Engine:
             if not self._is_woken:
                 self._changed.wait(IDLE_S)
             self._is_woken = False
-
-
-def _no_member(adapter: AdapterRef, members: int) -> FrameError:
-    asked = "none is named" if adapter.member is None else f"there is no member {adapter.member}"
-    message = f"the adapter has {members} members, of which a row wears one: {asked}; they count from 0"
-    return FrameError(code="unknown_member", message=message, param="model")
-
-
-def _too_long(tokens: int, room: int) -> FrameError:
-    return FrameError(
-        code="context_length_exceeded",
-        message=f"the prompt has {tokens} tokens; with this adapter there is room for {max(room - 1, 0)}",
-        param="messages",
-    )

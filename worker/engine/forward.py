@@ -5,7 +5,7 @@ the guilty one is found and the others go on.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 import torch
@@ -45,6 +45,11 @@ class Seat:
     request: Request
     slot: int
     effect: Effect | None
+    first: int = 0  # the entry of its first token: after its prefix
+    links: list[bytes] = field(default_factory=list)  # what the prefix cache knows its blocks by
+    n_kept: int = 0  # how many of them are in the prefix cache
+    has_run: bool = False
+    said_at: float = 0.0  # when it drew its last token, by the engine's clock; 0 before the first
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ closing the connection takes the row out of the next step. A blank line is a sig
 
 import asyncio
 import hmac
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -36,7 +37,6 @@ log = structlog.get_logger()
 S = TypeVar("S", bound=Spec)
 SIGN_OF_LIFE_S = 10.0
 READER_S = 60.0  # a reader that takes nothing for so long is gone
-BUSY = Refused(503, "engine_overloaded", "the engine has no place left; try again shortly")
 AWAY = Refused(503, "engine_unavailable", "the engine is starting or stopping; try another")
 
 
@@ -246,7 +246,8 @@ def _submit(engine: Engine, sequence: Sequence) -> None:
     try:
         engine.submit(sequence)
     except Overloaded:
-        raise BUSY from None
+        message = "the engine has no place left; try again shortly"
+        raise Refused(503, "engine_overloaded", message, wait_s=engine.wait_s()) from None
     except Draining:
         raise AWAY from None
 
@@ -255,7 +256,9 @@ async def _answer(_: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     is_retryable = error.status == HTTPStatus.SERVICE_UNAVAILABLE
     content = {"code": error.code, "message": error.message, "param": error.param, "retryable": is_retryable}
-    headers = {"retry-after": str(random.randint(1, 3))} if is_retryable else {}  # noqa: S311 - only spread out
+    # Spread out, so that those who wait do not all come back at once.
+    wait_s = math.ceil((error.wait_s or 2.0) * random.uniform(0.75, 1.25))  # noqa: S311 - only spread out
+    headers = {"retry-after": str(wait_s)} if is_retryable else {}
     return JSONResponse({"error": content}, error.status, headers)
 
 

@@ -21,9 +21,12 @@ from worker.engine.text import TextStream
 class Refused(Exception):
     """A request that gets no stream but an answer: status and {"error": {code, message, param}}."""
 
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, message: str, param: str | None = None, *, wait_s: float | None = None
+    ) -> None:
+        """wait_s: after so long it may be worth another try."""
         super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
+        self.status, self.code, self.message, self.param, self.wait_s = status, code, message, param, wait_s
 
 
 class Intake:
@@ -77,6 +80,7 @@ class Intake:
             text=text,
             limit=min(spec.sampling.max_tokens, spec.offset + room),
             emit=emit,
+            queue=spec.queue,
             wants_logprob=spec.with_logprob,
         )
 

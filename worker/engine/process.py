@@ -30,7 +30,7 @@ from worker.engine.http import Desk, create_app
 from worker.engine.inspection import Inspector
 from worker.engine.intake import Intake
 from worker.engine.measuring import Measurer
-from worker.engine.residency import loader
+from worker.engine.tiers import Tiers, forget_deleted
 from worker.manifest import facts_of_base
 
 log = structlog.get_logger()
@@ -51,6 +51,7 @@ class Opened:
     preview: Callable[[PreviewSpec], Preview]
     inspect: Callable[[InspectSpec], Inspected]
     details: dict[str, object]  # for the presence row
+    tiers: Tiers
 
 
 def open_engine(settings: Settings, store: BlobStore) -> Opened:
@@ -64,12 +65,16 @@ def open_engine(settings: Settings, store: BlobStore) -> Opened:
     )
     model = RoutedModel(base.model)
     context = min(settings.engine_context, base.facts.context)
+    tiers = Tiers(settings, store, model)
     engine = Engine(
         model,
-        loader(store, settings.cache_dir / "adapters", model.resident),
+        tiers.load,
         rows=settings.engine_rows,
         context=context,
         adapter_memory_bytes=settings.adapter_memory_bytes,
+        prefix_cache_bytes=settings.prefix_cache_bytes,
+        tier=tiers.tier,
+        base=f"{settings.default_base_model}/{base.revision}/{base.base_precision}/{NAMES[base.dtype]}",
     )
     intake = Intake(
         base.tokenizer,
@@ -91,7 +96,7 @@ def open_engine(settings: Settings, store: BlobStore) -> Opened:
     }
     inspector = Inspector(store, settings.cache_dir, model, facts_of_base(base))
     measurer = Measurer(store, settings.cache_dir, base)
-    return Opened(engine, intake, measurer.measure, measurer.preview, inspector.inspect, details)
+    return Opened(engine, intake, measurer.measure, measurer.preview, inspector.inspect, details, tiers)
 
 
 def _warm_up(engine: Engine, intake: Intake, settings: Settings) -> None:
@@ -215,6 +220,7 @@ class EngineProcess:
     async def _beat(self, url: str) -> None:
         while True:
             await self._say(url)
+            await asyncio.to_thread(self._forget_deleted)
             await asyncio.sleep(BEAT_S)
 
     async def _say(self, url: str) -> None:
@@ -225,12 +231,27 @@ class EngineProcess:
                 self._id,
                 role="engine",
                 is_ready=self._desk.is_ready,
-                details=self._details,
+                details=self._details | self._status_told(),
                 url=url,
                 base_model=self._settings.default_base_model,
             )
         except Exception as error:  # noqa: BLE001 - rows go on without a database; the API notices the silence
             log.warning("engine.presence_failed", error=type(error).__name__)
+
+    def _status_told(self) -> dict[str, object]:
+        """For the front end's meters. Which adapters are in memory is asked at /status: they may be many."""
+        engine = self._desk.engine
+        return {"status": {k: v for k, v in engine.status().items() if k != "adapters"}} if engine else {}
+
+    def _forget_deleted(self) -> None:
+        """What was deleted from the records is freed here too, within a beat and the rows that still wear it."""
+        if self._opened is None:
+            return
+        try:
+            for digest in forget_deleted(self._db, self._opened.engine, self._opened.tiers):
+                log.info("adapter.forgotten", sha256=digest)
+        except Exception as error:  # noqa: BLE001 - as above
+            log.warning("engine.forgetting_failed", error=type(error).__name__)
 
     def _leave(self) -> None:
         try:

@@ -5,6 +5,7 @@ happens in threads; all else in the step loop, which alone calls this. Memory is
 the least recently wished-for goes first. At most LOADS adapters exist beyond the bound: those that found no room.
 """
 
+import contextlib
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -55,15 +56,20 @@ class Residency:
         *,
         memory_bytes: int,
         arrived: Callable[[], None],
+        loaded: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """load: digest -> serving form, called in a thread. arrived: called in a thread after each load."""
-        self._load, self._memory_bytes, self._arrived = load, memory_bytes, arrived
+        """load: digest -> serving form, called in a thread. arrived: called in a thread after each load.
+
+        loaded: called in turn() for each adapter that came.
+        """
+        self._load, self._memory_bytes, self._arrived, self._loaded = load, memory_bytes, arrived, loaded
         self._pool = ThreadPoolExecutor(LOADS, thread_name_prefix="adapter-load")
         self._residents: OrderedDict[str, Resident] = OrderedDict()  # least recently wished-for first
         self._loading: dict[str, Future[Effect | Ensemble]] = {}
         self._homeless: dict[str, Resident] = {}  # loaded, but without room
         self._corrupt: OrderedDict[str, FrameError] = OrderedDict()
         self._failed: dict[str, FrameError] = {}  # until the next turn: a later request may try again
+        self._doomed: set[str] = set()  # deleted while they were worn
         self.loads = 0
 
     @property
@@ -74,6 +80,23 @@ class Residency:
     def names(self) -> tuple[list[str], list[str]]:
         """The digests in memory, and those on their way."""
         return list(self._residents), [*self._loading, *self._homeless]
+
+    def has(self, digest: str) -> bool:
+        """Whether it is in memory."""
+        return digest in self._residents
+
+    def forget(self, digests: Iterable[str]) -> None:
+        """Adapters that were deleted: their memory is free now, or once the last row that wears one has ended."""
+        for digest in digests:
+            self._homeless.pop(digest, None)
+            self._corrupt.pop(digest, None)
+            resident = self._residents.get(digest)
+            if resident is None:
+                continue
+            if resident.pins:
+                self._doomed.add(digest)
+            else:
+                del self._residents[digest]
 
     def turn(self, wishes: Iterable[str]) -> None:
         """Once a step: house what arrived, begin loading what is wished for, the first wish first."""
@@ -109,8 +132,12 @@ class Residency:
 
     def unpin(self, digest: str) -> None:
         """One row less wears it."""
-        self._residents[digest].pins -= 1
+        resident = self._residents[digest]
+        resident.pins -= 1
         self._residents.move_to_end(digest)
+        if digest in self._doomed and not resident.pins:
+            self._doomed.discard(digest)
+            del self._residents[digest]
 
     def close(self) -> None:
         """Waits for no load."""
@@ -132,6 +159,7 @@ class Residency:
                 if size_bytes > self._memory_bytes:
                     self._condemn(digest, f"the adapter's {size_bytes} bytes exceed the engine's adapter memory")
                     return
+                self._loaded(digest)
                 self._homeless[digest] = Resident(effect, size_bytes)
             case CorruptAdapterError() as error:
                 self._condemn(digest, str(error))
@@ -169,13 +197,22 @@ class Residency:
         self._residents[digest] = self._homeless.pop(digest)
 
 
-def loader(store: BlobStore, folder: Path, fit: Callable[[Effect], Effect]) -> Callable[[str], Effect | Ensemble]:
-    """Digest -> serving form, by way of folder/<sha256>.zip. fit: checks against the base model and casts, once."""
+def loader(
+    store: BlobStore, folder: Path, fit: Callable[[Effect], Effect], *, disk_bytes: int | None = None
+) -> Callable[[str], Effect | Ensemble]:
+    """Digest -> serving form, by way of folder/<sha256>.zip. fit: checks against the base model and casts, once.
+
+    disk_bytes: of the folder at most, beside the newest file. The zip that was opened longest ago goes first.
+    """
 
     def load(digest: str) -> Effect | Ensemble:
         path = folder / f"{digest}.zip"
-        if not path.exists() or blob_of(path).sha256 != digest:
+        if path.exists() and blob_of(path).sha256 == digest:
+            path.touch()
+        else:
             store.fetch(digest, path)
+            if disk_bytes is not None:
+                prune(folder, disk_bytes, keep=path)
         try:
             effect = read_sound(path)
             return Ensemble(tuple(map(fit, effect.members))) if isinstance(effect, Ensemble) else fit(effect)
@@ -183,6 +220,22 @@ def loader(store: BlobStore, folder: Path, fit: Callable[[Effect], Effect]) -> C
             raise CorruptAdapterError(str(error)) from error
 
     return load
+
+
+def prune(folder: Path, disk_bytes: int, *, keep: Path) -> None:
+    """Remove the zips that were opened longest ago until the folder holds so many bytes, keep among them."""
+    found = []
+    for path in folder.glob("*.zip"):
+        with contextlib.suppress(FileNotFoundError):  # another engine of this machine prunes too
+            about = path.stat()
+            found.append((about.st_mtime_ns, about.st_size, path))
+    excess = sum(size for _, size, _ in found) - disk_bytes
+    for _, size, path in sorted(found):
+        if excess <= 0:
+            return
+        if path != keep:
+            path.unlink(missing_ok=True)
+            excess -= size
 
 
 def read_sound(path: Path) -> Effect | Ensemble:

@@ -1,10 +1,12 @@
 """One request on its way: its tokens, its text, its frames. Knows neither model nor network."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from core.specs.generation import AdapterRef, FinishReason, Frame, FrameError, SamplingSpec
+from core.specs.generation import AdapterRef, FinishReason, Frame, FrameError, QueueSpec, SamplingSpec
 from core.specs.template import Layout
+from worker.engine.scheduler import Row
 from worker.engine.text import TextStream
 
 
@@ -21,16 +23,37 @@ class Sequence:
     text: TextStream
     limit: int  # new tokens in all, earlier ones included
     emit: Callable[[Frame], None]  # never blocks
+    queue: QueueSpec = field(default_factory=QueueSpec)
+    runs_whole: bool = False  # something is to be said of each token of its prompt, so that none may be left out
     wants_logprob: bool = False  # whether its frames say how likely their tokens were
     accepted_at: float = 0.0  # of the engine's clock
     ids: list[int] = field(default_factory=list)  # all that runs: prompt in its template, drawn ones
     n_new: int = 0  # tokens drawn so far, earlier ones included
     seq: int = 0  # of the next frame
     is_over: bool = False
+    is_whole: bool = False  # it ended as an answer does, not by an error
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt_ids)
         self.n_new = self.offset
+
+    @property
+    def digest(self) -> str | None:
+        """Of its adapter's content."""
+        return self.adapter.sha256 if self.adapter else None
+
+    def row(self, now: float) -> Row:
+        """What the scheduler is to know of it, accepted now."""
+        queue = self.queue
+        return Row(
+            self.key,
+            len(self.ids),
+            self.digest,
+            tenant=queue.tenant,
+            weight=queue.weight,
+            priority=queue.priority,
+            deadline=math.inf if queue.deadline_s is None else now + queue.deadline_s,
+        )
 
     def lay_out(self, layout: Layout, spare: int) -> None:
         """Put the prompt into its adapter's template; what was drawn earlier stands behind that.
@@ -75,7 +98,7 @@ class Sequence:
         logprob: float | None = None,
     ) -> None:
         prompt_ids = self.prompt_ids if self.seq == 0 else None
-        self.is_over = fin is not None or error is not None
+        self.is_over, self.is_whole = fin is not None or error is not None, fin is not None
         frame = Frame(seq=self.seq, ids=ids, text=text, fin=fin, prompt_ids=prompt_ids, error=error, logprob=logprob)
         self.seq += 1
         self.emit(frame)

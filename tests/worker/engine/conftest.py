@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from core import peft_files
 from core.blobs import FolderStore
 from core.model import RoutedModel
-from core.specs.generation import AdapterRef, Frame, GenerateSpec, SamplingSpec
+from core.specs.generation import AdapterRef, Frame, GenerateSpec, QueueSpec, SamplingSpec
 from worker.engine.engine import Engine
 from worker.engine.intake import Intake
 from worker.engine.process import configure_logs
@@ -79,6 +79,7 @@ class Kitchen:
         """Submits; the answer collects its frames."""
         ids = prompt if isinstance(prompt, tuple) else None
         offset, with_logprob = sampling.pop("offset", 0), sampling.pop("with_logprob", False)
+        queue = sampling.pop("queue", QueueSpec(tenant="t"))
         sampling = {"temperature": 0.0, "max_tokens": 12} | sampling
         spec = GenerateSpec(
             request_id=f"r-{next(self.counter)}",
@@ -87,6 +88,7 @@ class Kitchen:
             prompt=None if ids else prompt,
             prompt_ids=ids,
             offset=offset,
+            queue=queue,
             sampling=SamplingSpec(**sampling),
             with_logprob=with_logprob,
         )

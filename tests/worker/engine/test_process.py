@@ -14,7 +14,7 @@ import pytest
 
 from core import peft_files
 from core.blobs import open_store
-from core.records import presences
+from core.records import accounts, adapters, presences
 from core.records.database import Database
 from core.settings import Settings
 from core.specs.generation import Frame
@@ -297,3 +297,37 @@ def test_the_command_starts_it_and_sigterm_stops_it(settings):
         process.wait()
         process.stderr.close()
         client.database.close()
+
+
+def test_it_tells_its_meters_in_its_presence_and_frees_what_is_deleted(settings, tmp_path, *, new_lora, new_facts):
+    peft_files.write(new_lora(new_facts()), tmp_path / "made", "tiny")
+    peft_files.pack(tmp_path / "made", tmp_path / "made.zip")
+    blob = open_store(settings).put(tmp_path / "made.zip")
+
+    def resident(client):
+        return client.http.get("/status").json()["adapters"]["resident"]
+
+    def work(client):
+        client.ready()
+        account, _ = accounts.create_project(client.database, slug="x", name="X", environment="local")
+        with client.database.writing() as session:
+            made = adapters.register(
+                session, account, suffix=None, base_model="tiny", peft_type="LORA", blob=blob, details={}
+            )
+            name = made.name
+        adapter = {"id": "a", "sha256": blob.sha256}
+        client.http.post("/generate", json=asked(max_tokens=2) | {"adapter": adapter})
+        time.sleep(process_module.BEAT_S + 0.5)
+        status = client.presence().details["status"]
+        assert status["by_adapter"][blob.sha256]["tokens"] >= 1
+        assert "adapters" not in status
+        assert resident(client) == [blob.sha256]
+        with client.database.writing() as session:
+            assert adapters.delete(session, account, name)
+        deadline = time.monotonic() + 20
+        while resident(client):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert list((settings.cache_dir / "adapters").glob("*.zip")) == []
+
+    assert live(settings, work) == 0
