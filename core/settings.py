@@ -5,7 +5,7 @@ import os
 import secrets
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from pydantic import Field, SecretStr, model_validator
@@ -65,6 +65,9 @@ class Settings(BaseSettings):
     poll_s: float = Field(30.0, gt=0, description="How often an idle worker looks for work without being rung.")
     trainer_command: tuple[str, ...] = Field((), description="Default: python -m worker.trainer_process.")
     stall_s: float = Field(600.0, gt=0, description="A trainer without a step for so long is killed.")
+    jobs_in_step: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
+        "auto", description="Jobs that one trainer trains together; auto: up to 8, as memory allows."
+    )
     drain_s: float = Field(90.0, gt=0)
     checkpoint_steps: int = Field(200, ge=1)
     checkpoint_s: float = Field(300.0, gt=0)
