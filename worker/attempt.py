@@ -6,10 +6,8 @@ next attempt.
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +36,7 @@ from worker.meters import Ranks, memory_bytes
 from worker.opened import Opened
 from worker.reading import corpus_of, start_of
 from worker.shift import measured_shift
+from worker.wish import Wish
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
 SIGN_OF_LIFE_S = 10.0  # a long validation says so often that it is going on
@@ -53,18 +52,6 @@ class UnusableMethodError(ValueError):
 
 class Diverged(Exception):
     """Loss or gradients were not finite again after one roll-back. The message is for the customer."""
-
-
-@dataclass(frozen=True)
-class Wish:
-    """That an attempt stop: a wish for every one of its process, or for this one alone. Any thread may utter it."""
-
-    for_all: threading.Event
-    for_one: threading.Event = field(default_factory=threading.Event)
-
-    def is_set(self) -> bool:
-        """Whether it was uttered."""
-        return self.for_all.is_set() or self.for_one.is_set()
 
 
 class Attempt:

@@ -27,9 +27,10 @@ from core.specs.assignment import (
     Told,
 )
 from core.trainer import Event, train
-from worker.attempt import Attempt, Wish
+from worker.attempt import Attempt
 from worker.opened import Opened
 from worker.outcome import code_of, is_lack_of_memory
+from worker.wish import Wish
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from core.specs.assignment import (
     FINISHED,
     NOT_FINITE,
     USER_ERROR,
+    Assignment,
     CheckpointReport,
     FailedReport,
     FinishedReport,
@@ -81,6 +82,8 @@ class Attempt:
 
     Nothing that goes wrong here passes: others may be training beside it. on_lost: see Progress.
     """
+
+    assignment: Assignment  # since open()
 
     def __init__(self, held: jobs.Claim, shop: Workshop, on_lost: Callable[[], None] = lambda: None) -> None:
         self._held, self._shop, settings = held, shop, shop.settings
