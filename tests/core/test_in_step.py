@@ -78,4 +78,3 @@ def test_with_a_neighbours_rows_the_gradients_are_others(model, new, monkeypatch
     for run in (right, wrong):
         losses(model, [run])
     assert distance(watched.gradients[wrong][0], watched.gradients[right][0]) > 0.1
-
