@@ -140,7 +140,8 @@ class Child:
         code = self._process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # an order that it did not live to hear
+            self._stdin.close()
         deadline = time.monotonic() + LINGER_S
         while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
             self.next(timeout_s=0.02)  # nobody will read what is still queued

@@ -43,9 +43,13 @@ class Crew:
         """Returns when every job has moved on, or is another's."""
         with tempfile.TemporaryDirectory(prefix="graft-trainer-") as folder:
             self._log_file = Path(folder) / "trainer.log"
-            self._admit(self._first)
-            while self._attempts:
-                self._part(self._supervised())
+            try:
+                self._admit(self._first)
+                while self._attempts:
+                    self._part(self._supervised())
+            finally:
+                for attempt in self._attempts.values():  # none, but for an error of ours
+                    attempt.abandon()
 
     def _admit(self, held: jobs.Claim) -> None:
         attempt = Attempt(held, self._shop, on_lost=self._on_lost)

@@ -86,22 +86,14 @@ class Supervision:
                 if isinstance(report, StepReport):
                     self._note_step(told.job_id)
                 attempt.take(report)
-                if attempt.is_over:
-                    self._drop(attempt)
+                if attempt.is_over and attempt.stop not in GONE:  # by an error of ours, or fenced
+                    self._let_go(attempt, Stop.LOST, grace_s=0)
         self._heard_at = time.monotonic()
 
     def _settle(self, attempt: Attempt, code: int) -> None:
         del self._attempts[attempt.job_id]
         self._n_settled += 1
         attempt.settle(code, self._child.tail)
-
-    def _drop(self, attempt: Attempt) -> None:
-        """Lets the child go on without an attempt that ended here, by an error of ours or a fence."""
-        if len(self._attempts) == 1:
-            self._child.kill()
-            return
-        del self._attempts[attempt.job_id]
-        self._child.leave(attempt.job_id)
 
     def _note_step(self, job_id: str) -> None:
         now = time.monotonic()

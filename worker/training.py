@@ -103,7 +103,10 @@ class Attempt:
         """Renew the lease from now on, and fill the folder. False: it is over already."""
         self._log.info("job.claimed", attempt=self._held.attempt, owner=self._held.owner)
         self._progress.start()
-        return self._guarded(self._prepare)
+        if self._guarded(self._prepare):
+            return True
+        self._folder.close()
+        return False
 
     @property
     def kin(self) -> jobs.Kin:
@@ -118,12 +121,14 @@ class Attempt:
 
     @property
     def is_lost(self) -> bool:
-        """Whether its lease was found to be lost."""
-        return self._progress.is_lost
+        """Whether its lease was found to be lost, or is no longer renewed."""
+        return self.is_over or self._progress.is_lost
 
     def take(self, report: Report) -> None:
-        """Write down, publish or remember what the trainer said."""
+        """Write down, publish or remember what the trainer said. It may be over then, the trainer still at it."""
         self.is_unheard = False
+        if self.is_over:
+            return
         self._progress.take(report)
         match report:
             case CheckpointReport() if self.stop not in GONE:
@@ -135,13 +140,20 @@ class Attempt:
 
     def settle(self, code: int, tail: Callable[[], str]) -> None:
         """Move the job on, now that its trainer has done with it: code is how. tail: the last of the trainer's log."""
-        if not self.is_over and self._guarded(lambda: self._settle(code, tail)):
-            self._close()
+        self._last(lambda: self._settle(code, tail))
 
     def give_back(self) -> None:
         """To the queue again: it could not be trained in this company, for which it is not to blame."""
-        if not self.is_over and self._guarded(self._drain):
+        self._last(self._drain)
+
+    def abandon(self) -> None:
+        """Leave the job to its lease's end."""
+        self._last(lambda: None)
+
+    def _last(self, act: Callable[[], None]) -> None:
+        if not self.is_over and self._guarded(act):
             self._close()
+        self._folder.close()
 
     def shrink(self) -> bool:
         """Go on with half the tokens in a forward. False: it is over, for that cannot be halved."""
@@ -180,7 +192,6 @@ class Attempt:
     def _close(self) -> None:
         self.is_over = True
         self._progress.stop()
-        self._folder.close()
 
     def _prepare(self) -> None:
         settings, db = self._shop.settings, self._shop.db

@@ -18,7 +18,7 @@ def model(new_base):
 
 
 @pytest.fixture
-def new(model, new_facts):
+def new(new_facts):
     def make(number, kind):
         return new_run(kind, new_facts("llama"), seed=number, data_seed=number, n_epochs=3, batch_size=3 + number % 2)
 

@@ -1,4 +1,4 @@
-"""Jobs in step inside one trainer: each says, saves and ends with what it would alone, whoever joins, leaves or fails."""
+"""Jobs in step inside one trainer: each says, saves and makes what it would alone, whoever joins, leaves or fails."""
 
 import threading
 import time
@@ -127,7 +127,8 @@ def test_jobs_in_step_say_and_make_what_each_does_alone(tmp_path, tiny_entry, na
     assert watch.codes == dict.fromkeys(names, FINISHED)
     assert [entry for entry in watch.order if entry[1] == 1] == [(name, 1) for name in names]
     for name in names:
-        assert numbers(watch.said[name]).keys() == numbers(expected := alone(tmp_path, tiny_entry, name)).keys()
+        expected = alone(tmp_path, tiny_entry, name)
+        assert numbers(watch.said[name]).keys() == numbers(expected).keys()
         assert_same(watch.said[name], expected)
 
 
@@ -190,9 +191,10 @@ class Greedy(Lora):
         raise MemoryError(f"at step {step} of {of}")
 
 
-@pytest.mark.parametrize(("kind", "code"), [(Sick, NOT_FINITE), (Broken, CRASHED)])
+@pytest.mark.parametrize("failing", [(Sick, NOT_FINITE), (Broken, CRASHED)], ids=["sick", "broken"])
 @pytest.mark.parametrize("is_first", [True, False])
-def test_one_that_fails_fails_alone(tmp_path, tiny_entry, monkeypatch, kind, code, is_first):
+def test_one_that_fails_fails_alone(tmp_path, tiny_entry, monkeypatch, failing, is_first):
+    kind, code = failing
     monkeypatch.setitem(METHODS, "lora", kind)
     names = ("lora", "prefix", "kv") if is_first else ("prefix", "kv", "lora")
     _, watch = in_step([job(tmp_path, tiny_entry, name) for name in names])
@@ -232,20 +234,15 @@ def killed(_):
     raise Killed
 
 
-@pytest.mark.parametrize(
-    ("victim", "kind", "number", "is_aligned"),
-    [("lora", StepReport, 5, True), ("adalora", StepReport, 7, True), ("adalora", StepReport, 4, False)],
-)
-def test_killed_all_are_taken_up_again_from_their_own_checkpoints(
-    tmp_path, tiny_entry, victim, kind, number, is_aligned
-):
+@pytest.mark.parametrize(("at", "is_aligned"), [(("lora", 5), True), (("adalora", 7), True), (("adalora", 4), False)])
+def test_killed_all_are_taken_up_again_from_their_own_checkpoints(tmp_path, tiny_entry, at, is_aligned):
     """Aligned: both had a checkpoint of the same step, so that every later turn has the rows it would have had, and
     all bytes are those of the run in step that nobody killed. Else one of them goes on some turns behind the other:
     the company of its rows is another, and the bytes are its own but for rounding."""
     names = ("lora", "adalora")
     _, uninterrupted = in_step([job(tmp_path / "whole", tiny_entry, name) for name in names])
     with pytest.raises(Killed):
-        in_step([job(tmp_path, tiny_entry, name) for name in names], (victim, kind, number, killed))
+        in_step([job(tmp_path, tiny_entry, name) for name in names], (at[0], StepReport, at[1], killed))
     _, watch = in_step([job(tmp_path, tiny_entry, name, lease_epoch=2) for name in names])
     assert watch.codes == dict.fromkeys(names, FINISHED)
     steps = [of_kind(watch.said[name], StepReport)[0].step for name in names]
