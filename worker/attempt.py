@@ -1,11 +1,11 @@
-"""One attempt at one job, inside the trainer child: open the base, read the data, train, save, say what happened.
+"""One attempt at one job, inside the trainer child: read the data, hear what was learned, save, say what happened.
 
-Knows neither who listens nor how. Every wish to stop is heard between two steps, and between two parts of a
-validation; the work that belongs to a step (validation, adapter, checkpoint) is taken up again by the next attempt.
+Knows neither who listens nor how, nor who learns beside it. Every wish to stop is heard between two steps, and between
+two parts of a validation; the work that belongs to a step (validation, adapter, checkpoint) is taken up again by the
+next attempt.
 """
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,8 @@ import torch
 
 from core import checkpoint
 from core.adapter_files import read_zip
-from core.base.load import OpenBase
 from core.data.batches import Corpus
 from core.methods import METHODS
-from core.model import RoutedModel
-from core.reading import with_reading
 from core.run import Run
 from core.settings import Settings
 from core.specs.assignment import (
@@ -32,14 +29,16 @@ from core.specs.assignment import (
     SamplesReport,
     WarningReport,
 )
-from core.trainer import Failed, Score, Skipped, Step, evaluate, train
+from core.trainer import Event, Failed, Score, Skipped, Step, evaluate
 from worker import due, failpoints
 from worker.export import details_of, export
 from worker.judging import Judge
 from worker.meters import Ranks, step_report
+from worker.opened import Opened
 from worker.quiz import Quiz
-from worker.reading import base_of, corpus_of, start_of
+from worker.reading import corpus_of, start_of
 from worker.shift import measured_shift
+from worker.wish import Wish
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
 SIGN_OF_LIFE_S = 10.0  # a long validation says so often that it is going on
@@ -58,58 +57,63 @@ class Diverged(Exception):
 
 
 class Attempt:
-    """What one attempt holds in its hands.
+    """What one attempt holds in its hands: first read(), in any thread, then begin() and hear(), in the model's.
 
-    It raises Drained, Diverged, UnusableMethodError, UnusableFileError, UnusableBaseModel; anything else is a crash.
+    It raises Drained, Diverged, UnusableMethodError, UnusableFileError; anything else is a crash.
     """
 
-    def __init__(
-        self, assignment: Assignment, settings: Settings, say: Callable[[Report], None], drain: threading.Event
-    ) -> None:
+    corpus: Corpus
+    validation: Corpus | None
+    run: Run
+
+    def __init__(self, assignment: Assignment, settings: Settings, say: Callable[[Report], None], drain: Wish) -> None:
         self.assignment, self.spec, self.settings = assignment, assignment.spec, settings
         self.say, self.drain = say, drain
         self.checkpoints = assignment.work_dir / "checkpoints"
         self.adapters = assignment.work_dir / "adapters"
-        self.base = self._open()
-        self.model = RoutedModel(self.base.model)
-        self.facts = with_reading(self.base.facts, self.model)
-        say(PhaseReport(phase="reading_data"))
-        self.corpus = self._read(assignment.training_file, "training_file")
-        file = assignment.validation_file
-        self.validation = None if file is None else self._read(file, "validation_file")
-        self.run = self._new_run()
-        self.judge = Judge(self.spec)
-        self.quiz = None if self.validation is None else Quiz(self.validation, self.base)
         self.ranks = Ranks()
         self.metrics: dict[str, float] = {}  # of the last step, and of the last validation
         self.saved_at = time.monotonic()
 
-    def go(self) -> int:
-        """The whole way from where the job stands to its adapter."""
+    def read(self, opened: Opened) -> None:
+        """Makes token rows of the files. No model is called: others may be learning meanwhile."""
+        self.base, self.model, self.facts = opened.base, opened.model, opened.facts
+        self.say(PhaseReport(phase="reading_data"))
+        self.corpus = self._read(self.assignment.training_file, "training_file")
+        file = self.assignment.validation_file
+        self.validation = None if file is None else self._read(file, "validation_file")
+        self.judge = Judge(self.spec)
+        self.quiz = None if self.validation is None else Quiz(self.validation, self.base)
+
+    def begin(self) -> int | None:
+        """Goes to where the job stands. FINISHED where nothing was left but to make its adapter; else train the run."""
+        self.run = self._new_run()
         is_settled = self._resume()
         self.say(PhaseReport(phase="training"))
         if not is_settled:
             self._settle()
-        while True:
-            for event in train(self.model, [self.run]):
-                match event:
-                    case Step(number=number):
-                        self._report(event)
-                    case Skipped(number=number):
-                        self._skip(event)
-                    case Failed(error=error):
-                        raise error
-                if self.run.step == number:  # after a roll-back it is a step that was settled before
-                    self._settle()
-            if self.run.has_finite_weights:
-                return self._finish()
-            self._go_back("the adapter itself is not finite")
+        return self._conclude()
 
-    def _open(self) -> OpenBase:
-        self.say(PhaseReport(phase="loading_model"))
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
-        return base_of(self.assignment, self.settings)
+    def hear(self, event: Event) -> int | None:
+        """Does what belongs to a turn of the run. FINISHED once that was its last and the adapter is made."""
+        match event:
+            case Step():
+                self._report(event)
+            case Skipped():
+                self._skip(event)
+            case Failed(error=error):
+                raise error
+        if self.run.step == event.number:  # after a roll-back it is a step that was settled before
+            self._settle()
+        return self._conclude()
+
+    def _conclude(self) -> int | None:
+        if self.run.is_active:
+            return None
+        if self.run.has_finite_weights:
+            return self._finish()
+        self._go_back("the adapter itself is not finite")
+        return None
 
     def _read(self, path: Path, param: str) -> Corpus:
         if self.drain.is_set():

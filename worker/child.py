@@ -16,7 +16,7 @@ import structlog
 from pydantic import ValidationError
 
 from core.settings import Settings
-from core.specs.assignment import REPORT, Assignment, Report
+from core.specs.assignment import TOLD, Assignment, Leave, Order, Told
 
 log = structlog.get_logger()
 
@@ -67,11 +67,12 @@ def environment(settings: Settings, ours: Mapping[str, str]) -> dict[str, str]:
 class Child:
     """One running trainer. Make it in the thread that will supervise it: it is killed when that thread ends.
 
-    Any thread may kill() it; the others of its members belong to the supervisor.
+    It begins with these assignments, at least one, and may be given more. Any thread may kill() it; the others of its
+    members belong to the supervisor.
     """
 
     def __init__(
-        self, command: Sequence[str], assignment: Assignment, *, env: Mapping[str, str], log_file: Path
+        self, command: Sequence[str], assignments: Sequence[Assignment], *, env: Mapping[str, str], log_file: Path
     ) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), *command],
@@ -88,7 +89,7 @@ class Child:
         self.pid = self._process.pid
         self._stdin = self._process.stdin
         self._log_file = log_file
-        self._reports: queue.Queue[Report | None] = queue.Queue(QUEUED_REPORTS)
+        self._reports: queue.Queue[Told | None] = queue.Queue(QUEUED_REPORTS)
         self._is_silent = False
         self._died_at: float | None = None
         self._threads = [
@@ -97,23 +98,32 @@ class Child:
         ]
         for thread in self._threads:
             thread.start()
-        self._assign(assignment)
+        for assignment in assignments:
+            self.assign(assignment)
 
-    def _assign(self, assignment: Assignment) -> None:
+    def assign(self, assignment: Assignment) -> None:
+        """Give it a job, a further one too. A child that is just leaving does not hear it."""
+        self._order(assignment)
+
+    def leave(self, job_id: str) -> None:
+        """Ask it to let one job go at a checkpoint; the others go on."""
+        self._order(Leave(job_id=job_id))
+
+    def _order(self, order: Order) -> None:
         try:
-            self._stdin.write(assignment.model_dump_json().encode() + b"\n")
+            self._stdin.write(order.model_dump_json().encode() + b"\n")
             self._stdin.flush()  # and it stays open: its end means die
         except BrokenPipeError:
-            log.warning("child.deaf", job_id=assignment.job_id, pid=self.pid)
+            log.warning("child.deaf", job_id=order.job_id, pid=self.pid)
 
-    def next(self, timeout_s: float) -> Report | None:
-        """The next report, or None where none came in timeout_s."""
+    def next(self, timeout_s: float) -> Told | None:
+        """The next that it tells, or None where nothing came in timeout_s."""
         try:
-            report = self._reports.get(timeout=timeout_s)
+            told = self._reports.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        self._is_silent = self._is_silent or report is None
-        return report
+        self._is_silent = self._is_silent or told is None
+        return told
 
     @property
     def has_ended(self) -> bool:
@@ -130,7 +140,8 @@ class Child:
         code = self._process.wait()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # an order that it did not live to hear
+            self._stdin.close()
         deadline = time.monotonic() + LINGER_S
         while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
             self.next(timeout_s=0.02)  # nobody will read what is still queued
@@ -159,7 +170,7 @@ class Child:
     def _listen(self, stdout: IO[bytes]) -> None:
         while line := stdout.readline(LINE_BYTES):
             try:
-                self._reports.put(REPORT.validate_json(line))
+                self._reports.put(TOLD.validate_json(line))
             except ValidationError as error:
                 log.warning("child.unreadable_report", pid=self.pid, size_bytes=len(line), errors=error.error_count())
         self._reports.put(None)

@@ -1,30 +1,28 @@
 """How an attempt ends: an exit code, and where it failed for good, a report that the customer may read."""
 
-import threading
 import traceback
 from collections.abc import Callable
 
 import torch
 
 from core.base.catalogue import UnusableBaseModel
-from core.settings import Settings
 from core.specs.assignment import (
+    CRASHED,
     DRAINED,
     NOT_FINITE,
-    OUT_OF_MEMORY,
     USER_ERROR,
     Assignment,
     FailedReport,
     Report,
 )
-from worker.attempt import Attempt, Diverged, Drained, UnusableMethodError
+from worker.attempt import Diverged, Drained, UnusableMethodError
 from worker.reading import UnusableFileError
 
 
-def outcome(assignment: Assignment, *, say: Callable[[Report], None], drain: threading.Event) -> int:
-    """Runs the assignment to its end or to the wish to stop, and returns the exit code. What it raises is a crash."""
+def code_of(act: Callable[[], int | None], assignment: Assignment, say: Callable[[Report], None]) -> int | None:
+    """What a part of an attempt comes to: an exit code that ends it, or None. A lack of memory passes: it is shared."""
     try:
-        return Attempt(assignment, Settings(), say, drain).go()
+        return act()
     except Drained:
         return DRAINED
     except Diverged as error:
@@ -33,11 +31,11 @@ def outcome(assignment: Assignment, *, say: Callable[[Report], None], drain: thr
     except (UnusableFileError, UnusableMethodError, UnusableBaseModel) as error:
         say(_refusal(error, assignment))
         return USER_ERROR
-    except (MemoryError, RuntimeError) as error:
-        if not _is_lack_of_memory(error):
+    except Exception as error:
+        if is_lack_of_memory(error):
             raise
         traceback.print_exc()
-        return OUT_OF_MEMORY
+        return CRASHED
 
 
 def _refusal(
@@ -54,7 +52,8 @@ def _refusal(
             return FailedReport(code="base_model_unusable", message=message, param="model")
 
 
-def _is_lack_of_memory(error: Exception) -> bool:
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether a smaller batch might have passed."""
     # On a CPU torch raises a plain RuntimeError, told from others by its words alone.
     is_refused_on_cpu = "DefaultCPUAllocator: can't allocate" in str(error)
     return is_refused_on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)

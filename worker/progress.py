@@ -77,8 +77,12 @@ class Progress:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Renew the lease from now on. Once."""
         self._thread.start()
+
+    def __enter__(self) -> Self:
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,6 +100,11 @@ class Progress:
             log.warning("lease.adrift", job_id=self._held.job_id)
             self._lose()
         return self._verdict
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the verdict was LOST when it was last asked for."""
+        return self._verdict is Verdict.LOST
 
     def take(self, report: Report) -> None:
         """Note what the trainer said; it is written within WRITE_S."""

@@ -1,4 +1,4 @@
-"""The one place at this worker's device: one job at a time, taken because a bell rang or because somebody looked.
+"""The one place at this worker's device: one crew at a time, taken because a bell rang or because somebody looked.
 
 A bell is a hint. What is done is what the jobs' rows say can be done, so bells lost, doubled or forged do no harm, and
 without any the worker still looks every poll_s.
@@ -15,7 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.records import jobs
 from core.records.tables import TERMINAL_STATES, Job
 from worker import workdir
-from worker.training import Attempt, Workshop
+from worker.crew import Crew, Join
+from worker.training import Workshop
 
 log = structlog.get_logger()
 
@@ -27,10 +28,8 @@ LONGEST_ID = 64
 class Seat:
     """answer() is for the thread of a bell; start() begins to look in a thread of its own, close() ends it all."""
 
-    def __init__(
-        self, shop: Workshop, owner: str, attempt: Callable[[jobs.Claim, Workshop], Attempt] = Attempt
-    ) -> None:
-        self._shop, self._owner, self._attempt = shop, owner, attempt
+    def __init__(self, shop: Workshop, owner: str, crew: Callable[[jobs.Claim, Workshop, Join], Crew] = Crew) -> None:
+        self._shop, self._owner, self._crew = shop, owner, crew
         self._place = threading.Lock()
         self._glance = threading.Event()  # something may have changed: look now
         self._looking = threading.Thread(target=self._look_about, name="poll", daemon=True)
@@ -93,7 +92,7 @@ class Seat:
             held = self._claim(job_id)
             if held is None:
                 return False
-            self._attempt(held, self._shop).run()
+            self._crew(held, self._shop, self._join).run()
         except SQLAlchemyError as error:
             log.warning("database.away", error=type(error).__name__)
             return False
@@ -108,6 +107,10 @@ class Seat:
         db, lease_s = self._shop.db, self._shop.settings.lease_s
         named = jobs.claim(db, owner=self._owner, lease_s=lease_s, job_id=job_id) if job_id else None
         return named or jobs.claim(db, owner=self._owner, lease_s=lease_s)
+
+    def _join(self, kin: jobs.Kin) -> jobs.Claim | None:
+        """Somebody to train beside the crew that is at work."""
+        return jobs.claim_kin(self._shop.db, owner=self._owner, lease_s=self._shop.settings.lease_s, kin=kin)
 
     def _tidy(self) -> None:
         """Remove the folders of jobs that ended while no worker of this machine held them."""

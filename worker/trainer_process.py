@@ -1,66 +1,80 @@
-"""The trainer child's outside: one assignment in, reports out, an exit code. Knows no database and holds no secrets.
+"""The trainer child's outside: orders in, reports out, an exit code. Knows no database and holds no secrets.
 
 Everything heavy is imported only once the leash is on: from its first moments this process dies with its supervisor,
 and takes SIGTERM for a wish to stop at a checkpoint.
 """
 
 import os
+import queue
 import signal
 import sys
 import threading
-from typing import NoReturn
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
 
-from core.specs.assignment import ORPHANED, Assignment, Report
+from core.settings import Settings
+from core.specs.assignment import ORDER, ORPHANED, Assignment, Order, Told
+
+if TYPE_CHECKING:
+    from worker.company import Company
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 def main() -> NoReturn:
-    """Runs the assignment on standard input and exits with one of the codes of core/specs/assignment.py."""
+    """Runs the assignments on standard input and exits with one of the codes of core/specs/assignment.py."""
     drain = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: drain.set())
-    reports = _claim_stdout()
-    assignment = Assignment.model_validate_json(_first_line())
-    threading.Thread(target=_die_with_supervisor, name="leash", daemon=True).start()
+    reports = _Reports()
+    lines = _lines()
+    first = Assignment.model_validate_json(next(lines))
+    orders: queue.Queue[Order] = queue.Queue()
+    threading.Thread(target=_listen, args=(lines, orders), name="leash", daemon=True).start()
     # cuBLAS sums in one and the same order only with a workspace of fixed size, and reads this when it is loaded.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    from worker.outcome import outcome  # noqa: PLC0415 - torch takes seconds to import; see the head of this file
+    from worker.company import Company  # noqa: PLC0415 - torch takes seconds to import; see the head of this file
 
-    sys.exit(outcome(assignment, say=lambda report: _say(reports, report), drain=drain))
+    company = Company(Settings(), reports.tell, drain)
+    threading.Thread(target=_obey, args=(orders, company), name="orders", daemon=True).start()
+    sys.exit(company.go(first))
 
 
-def _claim_stdout() -> int:
+class _Reports:
     """A private way to the supervisor; whatever else this process prints goes to its log from now on."""
-    reports = os.dup(STDOUT)
-    os.dup2(STDERR, STDOUT)
-    return reports
 
+    def __init__(self) -> None:
+        self._file = os.dup(STDOUT)
+        os.dup2(STDERR, STDOUT)
+        self._writing = threading.Lock()
 
-def _say(reports: int, report: Report) -> None:
-    line = report.model_dump_json().encode() + b"\n"
-    try:
-        while line:
-            line = line[os.write(reports, line) :]
-    except BrokenPipeError:
-        os._exit(ORPHANED)
-
-
-def _first_line() -> bytes:
-    # Read without a buffer: what came behind the line would be lost to the leash.
-    line = b""
-    while not line.endswith(b"\n"):
-        chunk = os.read(STDIN, 1 << 16)
-        if not chunk:
+    def tell(self, told: Told) -> None:
+        """Whole lines, whichever thread they come from."""
+        line = told.model_dump_json().encode() + b"\n"
+        try:
+            with self._writing:
+                while line:
+                    line = line[os.write(self._file, line) :]
+        except BrokenPipeError:
             os._exit(ORPHANED)
-        line += chunk
-    return line
 
 
-def _die_with_supervisor() -> None:
-    """Waits for the end of standard input, which is the end of the supervisor, and of this process at once."""
-    while os.read(STDIN, 1 << 10):
-        pass
+def _lines() -> Iterator[bytes]:
+    """Those of standard input. Its end is the end of the supervisor, and of this process at once."""
+    kept = b""
+    while chunk := os.read(STDIN, 1 << 16):
+        *whole, kept = (kept + chunk).split(b"\n")
+        yield from whole
     os._exit(ORPHANED)
+
+
+def _listen(lines: Iterator[bytes], orders: "queue.Queue[Order]") -> None:
+    for line in lines:
+        orders.put(ORDER.validate_json(line))
+
+
+def _obey(orders: "queue.Queue[Order]", company: "Company") -> NoReturn:
+    while True:
+        company.take(orders.get())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""One attempt at one job: supervised, published, marked. The job's row decides; this only does what it says."""
+"""One attempt at one job: prepared, published, marked. The job's row decides; this only does what it says."""
 
-import os
+import enum
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import structlog
@@ -19,18 +20,17 @@ from core.settings import Settings
 from core.specs.assignment import (
     FINISHED,
     NOT_FINITE,
-    OUT_OF_MEMORY,
     USER_ERROR,
     Assignment,
     CheckpointReport,
     FailedReport,
     FinishedReport,
+    Report,
 )
-from worker.child import OWN_TRAINER, Child, environment
 from worker.preparing import Refusal, prepare, restore, smaller
 from worker.progress import Progress, Verdict
 from worker.publishing import STORE_ERRORS, Publisher
-from worker.supervision import Ending, Stop, Supervision
+from worker.room import jobs_in_step
 from worker.workdir import WorkDir
 
 log = structlog.get_logger()
@@ -43,115 +43,202 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Workshop:
-    """What every attempt of this worker uses. ring: the bell, for what goes on elsewhere. closing: it is time to go."""
+    """What every attempt of this worker uses. ring: the bell, for what goes on elsewhere. closing: it is time to go.
+
+    is_crowded: memory was once not enough for jobs in step.
+    """
 
     settings: Settings
     db: Database
     blobs: BlobStore
     ring: Callable[[str], object]
     closing: threading.Event = field(default_factory=threading.Event)
+    is_crowded: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def most_in_step(self) -> int:
+        """How many jobs may train together now."""
+        return 1 if self.is_crowded.is_set() else self._that_fit
+
+    @cached_property
+    def _that_fit(self) -> int:
+        return jobs_in_step(self.settings)
+
+
+class Stop(enum.Enum):
+    """Why an attempt was stopped by us."""
+
+    CANCELLED = enum.auto()
+    DRAINED = enum.auto()
+    STALLED = enum.auto()
+    LOST = enum.auto()
+
+
+GONE = (Stop.CANCELLED, Stop.LOST)  # nothing is kept of such an attempt any more
 
 
 class Attempt:
-    """What a claim gives the right to. The thread that runs it is its child's supervisor, to the kernel too."""
+    """What a claim gives the right to. It is opened, takes what its trainer reports, and is settled: then it is over.
 
-    def __init__(self, held: jobs.Claim, shop: Workshop) -> None:
+    Nothing that goes wrong here passes: others may be training beside it. on_lost: see Progress.
+    """
+
+    assignment: Assignment  # since open()
+
+    def __init__(self, held: jobs.Claim, shop: Workshop, on_lost: Callable[[], None] = lambda: None) -> None:
         self._held, self._shop, settings = held, shop, shop.settings
+        self.job_id, self.is_alone = held.job_id, held.is_alone
+        self.stop: Stop | None = None
+        self.is_over = False
+        self.is_unheard = True
         self._folder = WorkDir(settings.data_dir, held.job_id, held.lease_epoch, shop.blobs)
-        self._child: Child | None = None
         self._progress = Progress(
-            shop.db, held, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s, on_lost=self._kill_child
+            shop.db, held, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s, on_lost=on_lost
         )
+        self._finished: FinishedReport | None = None
+        self._failed: FailedReport | None = None
         self._log = log.bind(job_id=held.job_id, lease_epoch=held.lease_epoch)
 
-    def run(self) -> None:
-        """Returns when the job has moved on, or is another's. What it raises leaves the job to its lease's end."""
+    def open(self) -> bool:
+        """Renew the lease from now on, and fill the folder. False: it is over already."""
         self._log.info("job.claimed", attempt=self._held.attempt, owner=self._held.owner)
+        self._progress.start()
+        if self._guarded(self._prepare):
+            return True
+        self._folder.close()
+        return False
+
+    @property
+    def kin(self) -> jobs.Kin:
+        """Who may train beside it."""
+        spec = self.assignment.spec
+        return jobs.Kin(spec.base_model, spec.method.base_precision)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether to go on."""
+        return self._progress.verdict
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its lease was found to be lost, or is no longer renewed."""
+        return self.is_over or self._progress.is_lost
+
+    def take(self, report: Report) -> None:
+        """Write down, publish or remember what the trainer said. It may be over then, the trainer still at it."""
+        self.is_unheard = False
+        if self.is_over:
+            return
+        self._progress.take(report)
+        match report:
+            case CheckpointReport() if self.stop not in GONE:
+                self._guarded(lambda: self._publish(report))
+            case FinishedReport():
+                self._finished = report
+            case FailedReport():
+                self._failed = report
+
+    def settle(self, code: int, tail: Callable[[], str]) -> None:
+        """Move the job on, now that its trainer has done with it: code is how. tail: the last of the trainer's log."""
+        self._last(lambda: self._settle(code, tail))
+
+    def give_back(self) -> None:
+        """To the queue again: it could not be trained in this company, for which it is not to blame."""
+        self._last(self._drain)
+
+    def abandon(self) -> None:
+        """Leave the job to its lease's end."""
+        self._last(lambda: None)
+
+    def _last(self, act: Callable[[], None]) -> None:
+        if not self.is_over and self._guarded(act):
+            self._close()
+        self._folder.close()
+
+    def shrink(self) -> bool:
+        """Go on with half the tokens in a forward. False: it is over, for that cannot be halved."""
+
+        def halve() -> None:
+            self.assignment = smaller(self.assignment, self._progress)
+
+        return not self.is_over and self._guarded(halve)
+
+    def _guarded(self, act: Callable[[], None]) -> bool:
+        """Whether it went well. If not, this attempt is over; what has no name leaves the job to its lease's end."""
         try:
-            with self._progress:
-                self._work()
+            self._told(act)
         except jobs.Fenced:
             self._log.warning("job.fenced")
-        finally:
-            self._folder.close()
+        except SQLAlchemyError as error:
+            self._log.warning("database.away", error=type(error).__name__)
+        except Exception:  # noqa: BLE001 - a bug of ours in one job must not end its company's attempts
+            self._log.exception("attempt.abandoned")
+        else:
+            return not self.is_over
+        self._close()
+        return False
 
-    def _work(self) -> None:
+    def _told(self, act: Callable[[], None]) -> None:
         try:
-            work = self._insist(lambda: jobs.work_of(self._shop.db, self._held))
-            self._train(work)
+            act()
         except Refusal as refusal:
             self._fail(FailedReport(code=refusal.code, message=str(refusal), param=refusal.param))
+            self._close()
         except STORE_ERRORS as error:
             self._log.warning("store.failed", error=repr(error))
             self._try_again("storage_unavailable", "A file could not be read or written.", is_death=False)
+            self._close()
 
-    def _train(self, work: jobs.Work) -> None:
+    def _close(self) -> None:
+        self.is_over = True
+        self._progress.stop()
+
+    def _prepare(self) -> None:
         settings, db = self._shop.settings, self._shop.db
-        assignment = self._insist(lambda: prepare(work, self._held, self._folder, db, settings))
+        work = self._insist(lambda: jobs.work_of(db, self._held))
+        self.assignment = self._insist(lambda: prepare(work, self._held, self._folder, db, settings))
         restore(work, self._folder, self._progress)
         states = [checkpoint.state_sha256 for checkpoint in work.checkpoints if checkpoint.state_sha256]
-        kept_models = assignment.spec.n_checkpoints
-        publisher = Publisher(db, self._shop.blobs, self._held, states=states, kept_models=kept_models)
-        ending = self._supervised(assignment, publisher)
-        while ending.stop is None and ending.exit_code == OUT_OF_MEMORY:
-            assignment = smaller(assignment, self._progress)
-            ending = self._supervised(assignment, publisher)
-        self._settle(ending, publisher)
+        kept_models = self.assignment.spec.n_checkpoints
+        self._publisher = Publisher(db, self._shop.blobs, self._held, states=states, kept_models=kept_models)
 
-    def _supervised(self, assignment: Assignment, publisher: Publisher) -> Ending:
-        shop = self._shop
-        command = shop.settings.trainer_command or OWN_TRAINER
-        env = environment(shop.settings, os.environ)
-        self._child = child = Child(command, assignment, env=env, log_file=self._folder.log_file)
-        self._log.info("child.started", pid=child.pid, tokens_per_batch=assignment.spec.tokens_per_batch)
-        ending = Supervision(
-            child,
-            self._progress,
-            lambda report: self._publish(report, publisher),
-            closing=shop.closing,
-            settings=shop.settings,
-        ).run()
-        self._log.info("child.ended", pid=child.pid, exit_code=ending.exit_code, stop=ending.stop and ending.stop.name)
-        return ending
-
-    def _publish(self, report: CheckpointReport, publisher: Publisher) -> None:
+    def _publish(self, report: CheckpointReport) -> None:
         try:
             self._progress.write()  # a step's metrics come before its checkpoint
-            publisher.checkpoint(report)
+            self._publisher.checkpoint(report)
         except (*STORE_ERRORS, SQLAlchemyError) as error:
             # The run is worth more than a checkpoint: the next one makes up for it.
             self._log.warning("checkpoint.unpublished", step=report.step, error=repr(error))
             message = f"The checkpoint at step {report.step} could not be stored"
             self._progress.note(Event("checkpoint_unpublished", message, level="warn", step=report.step))
 
-    def _kill_child(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-
-    def _settle(self, ending: Ending, publisher: Publisher) -> None:
-        """What becomes of the job, now that its trainer is dead."""
-        if ending.stop is Stop.LOST:
+    def _settle(self, code: int, tail: Callable[[], str]) -> None:
+        """What becomes of the job, by how its trainer ended it or was ended."""
+        if self.stop is Stop.LOST:
             raise jobs.Fenced(self._held)
-        if ending.stop is Stop.CANCELLED:
+        if self.stop is Stop.CANCELLED:
             self._end(lambda: jobs.confirm_cancelled(self._shop.db, self._held))
-        elif ending.exit_code == FINISHED and ending.finished:
-            self._succeed(ending.finished, publisher)
-        elif ending.exit_code == USER_ERROR and ending.failed:
-            self._fail(ending.failed)
-        elif ending.exit_code == NOT_FINITE:
-            self._fail(ending.failed or DIVERGED)
-        elif ending.stop is Stop.DRAINED:
-            self._end(lambda: jobs.drain(self._shop.db, self._held))
-            self._shop.ring(self._held.job_id)
-        elif ending.stop is Stop.STALLED:
-            self._mourn("stalled", "The trainer made no progress for too long and was stopped.")
+        elif code == FINISHED and self._finished:
+            self._succeed(self._finished)
+        elif code == USER_ERROR and self._failed:
+            self._fail(self._failed)
+        elif code == NOT_FINITE:
+            self._fail(self._failed or DIVERGED)
+        elif self.stop is Stop.DRAINED:
+            self._drain()
+        elif self.stop is Stop.STALLED:
+            self._mourn("stalled", "The trainer made no progress for too long and was stopped.", tail())
         else:
-            self._mourn("trainer_died", f"The trainer ended unexpectedly (exit code {ending.exit_code}).")
+            self._mourn("trainer_died", f"The trainer ended unexpectedly (exit code {code}).", tail())
 
-    def _succeed(self, finished: FinishedReport, publisher: Publisher) -> None:
-        succeed = publisher.adapter(finished)
+    def _drain(self) -> None:
+        self._end(lambda: jobs.drain(self._shop.db, self._held))
+        self._shop.ring(self.job_id)
+
+    def _succeed(self, finished: FinishedReport) -> None:
+        succeed = self._publisher.adapter(finished)
         self._insist(self._progress.write)
-        results = self._insist(publisher.results)
+        results = self._insist(self._publisher.results)
         try:
             made = self._end(lambda: succeed(results))
         except jobs.CancelRequested:
@@ -164,8 +251,8 @@ class Attempt:
         self._end(lambda: jobs.fail(self._shop.db, self._held, **said))
         self._log.info("job.failed", code=failed.code)
 
-    def _mourn(self, code: str, message: str) -> None:
-        self._log.error("trainer.died", code=code, log=self._child.tail() if self._child else "")
+    def _mourn(self, code: str, message: str, tail: str) -> None:
+        self._log.error("trainer.died", code=code, log=tail)
         self._try_again(code, message, is_death=True)
 
     def _try_again(self, code: str, message: str, *, is_death: bool) -> None:

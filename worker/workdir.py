@@ -28,7 +28,6 @@ class WorkDir:
         self._lease_epoch = lease_epoch
         self._blobs = blobs
         self.path = self._job_folder / f"e{lease_epoch}"
-        self.log_file = self.path / "trainer.log"
 
     def open(self) -> None:
         """Begin with an empty folder. Those of earlier attempts on this machine are over."""

@@ -1,7 +1,7 @@
 """Jobs: how they are made, found and cancelled, and the one door to all moves of the job machine.
 
-The other moves are in leases, finishing and sweeper beside this. A row moves only as they say; once it has ended, the
-database itself keeps it as it is.
+The other moves are in claiming, leases, finishing and sweeper beside this. A row moves only as they say; once it has
+ended, the database itself keeps it as it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.records import audit, datasets
+from core.records.claiming import Kin, claim, claim_kin
 from core.records.database import Database, clock
 from core.records.events import Event, append
 from core.records.finishing import record_checkpoint, succeed
@@ -21,7 +22,6 @@ from core.records.leases import (
     Fenced,
     beat,
     cancelled,
-    claim,
     confirm_cancelled,
     drain,
     fail,
@@ -40,12 +40,14 @@ __all__ = [
     "Claim",
     "Event",
     "Fenced",
+    "Kin",
     "NotCancellable",
     "Work",
     "beat",
     "cancel",
     "checkpoints",
     "claim",
+    "claim_kin",
     "confirm_cancelled",
     "create",
     "drain",

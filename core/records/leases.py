@@ -1,6 +1,6 @@
-"""What only the holder of a job's lease may write: the moves T2 to T7 and T9 of the job machine.
+"""What only the holder of a job's lease may write: the moves T3 to T7 and T9 of the job machine.
 
-A claim is one guarded UPDATE that raises the row's lease_epoch. Every later write names the epoch it was given and
+A claim (T2, in claiming beside this) raises the row's lease_epoch. Every later write names the epoch it was given and
 touches no row once a later claim has raised it: the writer is then Fenced, says so in an event, and must write nothing
 more. Times are the database's. Each function is one transaction of its own.
 """
@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, case, select, update
 from sqlalchemy.orm import Session
-from sqlalchemy.sql.dml import ReturningUpdate
 
 from core.records.database import Database, clock, now_s
 from core.records.events import Event, append
@@ -26,12 +25,17 @@ JITTER = 0.2
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to write about a job until somebody claims it anew. attempt counts from 1."""
+    """The right to write about a job until somebody claims it anew. attempt counts from 1.
+
+    is_alone: it must share its trainer with no other job. So is the last attempt of each, and the one after a death
+    without a step: a job is never failed by a death that another brought about.
+    """
 
     job_id: str
     lease_epoch: int
     owner: str
     attempt: int = 1
+    is_alone: bool = False
 
 
 class Fenced(Exception):
@@ -44,81 +48,6 @@ class Fenced(Exception):
 
 class CancelRequested(Exception):
     """The customer asked to cancel before this could be written: confirm_cancelled is what is left to do."""
-
-
-def claim(db: Database, *, owner: str, lease_s: float, job_id: str | None = None) -> Claim | None:
-    """T2. Take this job, or the oldest that may run now; None where there is nothing to take.
-
-    Takes a running job whose lease is over, unless it must end (sweep does that), before any queued one.
-    """
-    wanted = () if job_id is None else (Job.id == job_id,)
-    with db.writing() as session:
-        for kind in (_is_orphaned(), _is_waiting()):
-            row = session.execute(_taking(kind, *wanted, owner=owner, lease_s=lease_s)).one_or_none()
-            if row is not None:
-                message = f"Attempt {row.attempt} of {row.max_attempts} started"
-                append(session, row.id, row.lease_epoch, [Event("claimed", message, data={"attempt": row.attempt})])
-                return Claim(job_id=row.id, lease_epoch=row.lease_epoch, owner=owner, attempt=row.attempt)
-    return None
-
-
-def _taking(*which: ColumnElement[bool], owner: str, lease_s: float) -> ReturningUpdate[str, int, int, int]:
-    """One guarded UPDATE of the oldest such row that nobody else is just taking."""
-    # A materialised CTE: Postgres may otherwise run a LIMIT subquery more than once, and lock more rows than it takes.
-    chosen = (
-        select(Job.id)
-        .where(*which)
-        .order_by(Job.created_at, Job.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-        .cte("chosen")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
-    )
-    return (
-        update(Job)
-        .where(Job.id == select(chosen.c.id).scalar_subquery())
-        .values(_claimed(owner, lease_s))
-        .returning(Job.id, Job.lease_epoch, Job.attempt, Job.max_attempts)
-        .execution_options(synchronize_session=False)
-    )
-
-
-def claimable() -> ColumnElement[bool]:
-    """Which rows a worker may take now."""
-    return or_(_is_orphaned(), _is_waiting())
-
-
-def _is_waiting() -> ColumnElement[bool]:
-    return and_(Job.state == "queued", Job.run_after <= now_s(), Job.attempt < Job.max_attempts)
-
-
-def _is_orphaned() -> ColumnElement[bool]:
-    is_over = and_(Job.state == "running", Job.lease_until < now_s())
-    return and_(is_over, Job.cancel_requested_at.is_(None), ~_is_poison(), Job.attempt < Job.max_attempts)
-
-
-def _is_poison() -> ColumnElement[bool]:
-    """Whether one more death of the present attempt, as it stands, would be the last one allowed."""
-    return and_(Job.progress_at.is_(None), Job.barren_deaths + 1 >= POISON_DEATHS)
-
-
-def _claimed(owner: str, lease_s: float) -> dict[str, Any]:
-    has_died = Job.state == "running"
-    return {
-        "state": "running",
-        "phase": None,
-        "attempt": Job.attempt + 1,
-        "lease_epoch": Job.lease_epoch + 1,
-        "lease_owner": owner,
-        "lease_until": now_s() + lease_s,
-        "started_at": func.coalesce(Job.started_at, now_s()),
-        "progress_at": None,
-        "barren_deaths": case(
-            (and_(has_died, Job.progress_at.is_(None)), Job.barren_deaths + 1), (has_died, 0), else_=Job.barren_deaths
-        ),
-        "rings": 0,
-        "last_rung_at": None,
-    }
 
 
 def guard(held: Claim) -> tuple[ColumnElement[bool], ...]:

@@ -14,8 +14,9 @@ from sqlalchemy import and_, case, delete, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from core.records.claiming import claimable
 from core.records.database import Database, clock, insert_or, now_s
-from core.records.leases import Claim, claimable, end_of, move
+from core.records.leases import Claim, end_of, move
 from core.records.presences import alive
 from core.records.tables import Idempotency, Job, Leader, Presence
 from core.settings import Settings

@@ -1,7 +1,8 @@
 """What a supervisor tells a trainer child, and what the child tells back: JSON lines, one object each.
 
-The assignment is the first line of the child's standard input. Its end of file means die at once. SIGTERM means:
-write a checkpoint and exit 14. Every line of the child's standard output is one Report; its standard error is its log.
+Every line of the child's standard input is an Order, the first an Assignment. Its end of file means die at once.
+SIGTERM means: write a checkpoint of every job and exit 14. Every line of the child's standard output is one Told; its
+standard error is its log. The child leaves when it has no job any more, with the exit code of the last.
 """
 
 from pathlib import Path
@@ -12,8 +13,8 @@ from pydantic import Field, JsonValue, TypeAdapter
 from core.specs.spec import Spec
 from core.specs.training import TrainSpec
 
-# The child's exit codes. Anything else, a signal included, is a crash.
-FINISHED, USER_ERROR, NOT_FINITE, OUT_OF_MEMORY, DRAINED, ORPHANED = 0, 10, 11, 12, 14, 15
+# How a job ends in the child, and with the last job the child. Anything else, a signal included, is a crash.
+FINISHED, CRASHED, USER_ERROR, NOT_FINITE, OUT_OF_MEMORY, DRAINED, ORPHANED = 0, 1, 10, 11, 12, 14, 15
 
 Phase = Literal["loading_model", "reading_data", "training", "evaluating", "saving"]
 
@@ -27,8 +28,9 @@ class BaseModelEntry(Spec):
 
 
 class Assignment(Spec):
-    """One attempt at one job."""
+    """One attempt at one job. All of one child's ask for the same base model in the same precision."""
 
+    kind: Literal["assignment"] = "assignment"
     job_id: str
     lease_epoch: int
     spec: TrainSpec
@@ -41,6 +43,17 @@ class Assignment(Spec):
     continue_from: Path | None = Field(None, description="The zip of the adapter that training goes on from.")
     work_dir: Path = Field(description="Of this job, kept between attempts: checkpoints/ and adapters/ lie in it.")
     cache_dir: Path = Field(description="Of this machine: converted base models.")
+
+
+class Leave(Spec):
+    """One job is to stop at its next step, with a checkpoint; the others go on."""
+
+    kind: Literal["leave"] = "leave"
+    job_id: str
+
+
+Order = Annotated[Assignment | Leave, Field(discriminator="kind")]
+ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
 
 class PhaseReport(Spec):
@@ -166,4 +179,23 @@ Report = Annotated[
     | FailedReport,
     Field(discriminator="kind"),
 ]
-REPORT: TypeAdapter[Report] = TypeAdapter(Report)
+
+
+class Said(Spec):
+    """What the child reports of one of its jobs."""
+
+    kind: Literal["said"] = "said"
+    job_id: str
+    report: Report
+
+
+class Ended(Spec):
+    """A job is over in this child, which keeps nothing of it. code: one of the exit codes."""
+
+    kind: Literal["ended"] = "ended"
+    job_id: str
+    code: int
+
+
+Told = Annotated[Said | Ended, Field(discriminator="kind")]
+TOLD: TypeAdapter[Told] = TypeAdapter(Told)

@@ -1,5 +1,7 @@
 """A trainer child without a model: worker.trainer_process's protocol, files and exit codes, and bytes known in advance.
 
+Jobs in step take turns; a turn lasts as long as the longest of their steps would.
+
 It trains for spec.n_epochs steps of spec.learning_rate seconds. The training file's first line, a JSON object, may ask
 for a fault: {"user_error": true}, {"not_finite_at": step}, {"die_at": step} (always), {"needs_tokens_at_most": n}
 (out of memory above), {"hang_at": step}, {"deaf": true} (SIGTERM changes nothing), {"grandchild": true}.
@@ -9,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -22,28 +25,28 @@ from core.specs.assignment import (
     DRAINED,
     FINISHED,
     NOT_FINITE,
+    ORDER,
     OUT_OF_MEMORY,
     USER_ERROR,
     Assignment,
     CheckpointReport,
+    Ended,
     FailedReport,
     FinishedReport,
+    Leave,
     PhaseReport,
     Report,
+    Said,
     StepReport,
+    Told,
     ValidationReport,
 )
 from worker.failpoints import reached
 
 
-def say(report: Report) -> None:
-    sys.stdout.write(report.model_dump_json() + "\n")
+def tell(told: Told) -> None:
+    sys.stdout.write(told.model_dump_json() + "\n")
     sys.stdout.flush()
-
-
-def die_with_supervisor() -> None:
-    sys.stdin.read()
-    os._exit(9)
 
 
 def fold(state: str, step: int) -> str:
@@ -76,6 +79,9 @@ class FakeTrainer:
         self.is_draining = False
         self.step, self.state = self.resume()
 
+    def say(self, report: Report) -> None:
+        tell(Said(job_id=self.assignment.job_id, report=report))
+
     def resume(self) -> tuple[int, str]:
         for folder in sorted(self.folder.glob("ck-*"), reverse=True):
             with contextlib.suppress(OSError, ValueError):
@@ -98,19 +104,19 @@ class FakeTrainer:
         else:
             fresh.rename(whole)
         adapter = write_adapter(self.assignment.work_dir / "adapters" / f"step-{self.step}.zip", self.state)
-        say(CheckpointReport(step=self.step, path=whole, adapter=adapter, metrics={"train_loss": self.loss}))
+        self.say(CheckpointReport(step=self.step, path=whole, adapter=adapter, metrics={"train_loss": self.loss}))
 
     @property
     def loss(self) -> float:
         return int(self.state[:4], 16) / 65536
 
-    def run(self) -> int:
-        say(PhaseReport(phase="loading_model"))
+    def begin(self) -> int | None:
+        self.say(PhaseReport(phase="loading_model"))
         if self.faults.get("grandchild"):
             subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         if self.faults.get("user_error"):
             detail = {"line": 3, "tokens": 99, "limit": 64}
-            say(
+            self.say(
                 FailedReport(
                     code="row_too_long", message="line 3 is too long", param="training_file", details=(detail,)
                 )
@@ -118,17 +124,19 @@ class FakeTrainer:
             return USER_ERROR
         if self.spec.tokens_per_batch > self.faults.get("needs_tokens_at_most", 1 << 30):
             return OUT_OF_MEMORY
-        say(PhaseReport(phase="training"))
-        while self.step < self.total:
+        self.say(PhaseReport(phase="training"))
+        return None
+
+    def go_on(self) -> int | None:
+        if self.step < self.total:
             if self.is_draining:
                 self.checkpoint()
                 return DRAINED
-            if (code := self.turn()) is not None:
-                return code
+            return self.turn()
         adapter = write_adapter(self.assignment.work_dir / "adapters" / "final.zip", self.state)
         details = {"parameters": 100, "peft_type": "LORA", "base_precision": "fp32"}
         metrics = {"train_loss": self.loss}
-        say(
+        self.say(
             FinishedReport(
                 step=self.step, adapter=adapter, trained_tokens=self.step * 10, metrics=metrics, details=details
             )
@@ -136,13 +144,12 @@ class FakeTrainer:
         return FINISHED
 
     def turn(self) -> int | None:
-        time.sleep(self.spec.learning_rate)
         self.step += 1
         self.state = fold(self.state, self.step)
         self.crash_where_asked()
         if self.step == self.faults.get("not_finite_at"):
             return NOT_FINITE
-        say(
+        self.say(
             StepReport(
                 step=self.step,
                 total_steps=self.total,
@@ -159,7 +166,7 @@ class FakeTrainer:
         )
         if self.assignment.validation_file and self.spec.eval_steps and self.step % self.spec.eval_steps == 0:
             valid = {"valid_loss": self.loss + 1, "valid_mean_token_accuracy": 0.25}
-            say(ValidationReport(step=self.step, total_steps=self.total, **valid))
+            self.say(ValidationReport(step=self.step, total_steps=self.total, **valid))
         if self.step % int(os.environ["GRAFT_CHECKPOINT_STEPS"]) == 0 and self.step < self.total:
             self.checkpoint()
         return None
@@ -171,16 +178,63 @@ class FakeTrainer:
         if self.step == self.faults.get("hang_at"):
             time.sleep(600)
 
-    def drain(self, *_: object) -> None:
+    def drain(self) -> None:
         self.is_draining = not self.faults.get("deaf")
 
 
+class Company:
+    """All jobs of the process."""
+
+    def __init__(self) -> None:
+        self.coming: queue.Queue[Assignment | Leave] = queue.Queue()
+        self.trainers: list[FakeTrainer] = []
+        self.is_draining = False
+        self.code = FINISHED
+
+    def listen(self) -> None:
+        for line in sys.stdin:
+            self.coming.put(ORDER.validate_json(line))
+        os._exit(9)
+
+    def run(self) -> int:
+        self.obey(self.coming.get())
+        while self.trainers or not self.coming.empty():
+            while not self.coming.empty():
+                self.obey(self.coming.get())
+            time.sleep(max((trainer.spec.learning_rate for trainer in self.trainers), default=0))
+            for trainer in list(self.trainers):
+                if self.is_draining:
+                    trainer.drain()
+                self.end(trainer, trainer.go_on())
+        return self.code
+
+    def obey(self, order: Assignment | Leave) -> None:
+        if isinstance(order, Assignment):
+            trainer = FakeTrainer(order)
+            self.trainers.append(trainer)
+            self.end(trainer, trainer.begin())
+            return
+        for trainer in self.trainers:
+            if trainer.assignment.job_id == order.job_id:
+                trainer.drain()
+
+    def end(self, trainer: FakeTrainer, code: int | None) -> None:
+        if code == OUT_OF_MEMORY:
+            sys.exit(code)
+        if code is not None:
+            self.code = code
+            self.trainers.remove(trainer)
+            tell(Ended(job_id=trainer.assignment.job_id, code=code))
+
+    def drain(self, *_: object) -> None:
+        self.is_draining = True
+
+
 def main() -> int:
-    assignment = Assignment.model_validate_json(sys.stdin.readline())
-    threading.Thread(target=die_with_supervisor, daemon=True).start()
-    trainer = FakeTrainer(assignment)
-    signal.signal(signal.SIGTERM, trainer.drain)
-    return trainer.run()
+    company = Company()
+    threading.Thread(target=company.listen, daemon=True).start()
+    signal.signal(signal.SIGTERM, company.drain)
+    return company.run()
 
 
 if __name__ == "__main__":

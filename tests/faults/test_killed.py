@@ -122,3 +122,40 @@ def test_a_users_error_reaches_the_job_as_the_trainer_said_it(service):
     job = service.wait_for_end(job_id)
     assert (job.state, job.error_code, job.error_param) == ("failed", "row_too_long", "training_file")
     assert job.error_details == [{"line": 3, "tokens": 99, "limit": 64}]
+
+
+def two_in_step(service):
+    """Two jobs that one worker trains together, some way on."""
+    ids = [service.submit(steps=150, step_s=0.02, seed=seed) for seed in range(2)]
+    for job_id in ids:
+        service.bell.ring(job_id)
+    for job_id in ids:
+        service.wait_for_step(job_id, 7)
+    return ids
+
+
+def assert_both_finished(service, ids):
+    for seed, job_id in enumerate(ids):
+        assert service.wait_for_end(job_id).attempt == 2
+        service.assert_finished_once(job_id, steps=150, seed=seed)
+        assert min(step for epoch, step in service.steps(job_id) if epoch == 2) > 1
+
+
+def test_a_trainer_of_two_jobs_killed_is_started_again_for_both(make_service):
+    service = make_service(jobs_in_step=2)
+    worker = service.start_worker()
+    service.start_sweeper()
+    ids = two_in_step(service)
+    assert len(worker.children()) == 1
+    os.kill(worker.child(), signal.SIGKILL)
+    assert_both_finished(service, ids)
+
+
+def test_when_the_worker_of_two_jobs_is_killed_another_takes_both(make_service):
+    service = make_service(jobs_in_step=2)
+    worker = service.start_worker()
+    ids = two_in_step(service)
+    os.killpg(worker.pid, signal.SIGKILL)
+    service.start_worker()
+    service.start_sweeper()
+    assert_both_finished(service, ids)

@@ -30,6 +30,7 @@ FAST = {
     "retry_base_s": 0.05,
     "drain_s": 10.0,
     "checkpoint_steps": 5,
+    "jobs_in_step": 1,
 }
 
 

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from core.settings import Settings
-from core.specs.assignment import DRAINED, FINISHED, USER_ERROR, Assignment, FailedReport, FinishedReport, StepReport
+from core.specs.assignment import (
+    DRAINED,
+    FINISHED,
+    USER_ERROR,
+    Assignment,
+    FailedReport,
+    FinishedReport,
+    Said,
+    StepReport,
+)
 from core.specs.method import LoraSpec
 from core.specs.training import TrainSpec
 from worker.child import Child, environment
@@ -55,7 +64,7 @@ def start(tmp_path):
         )
         settings = Settings(data_dir=tmp_path, checkpoint_steps=1000)
         env = environment(settings, {"PATH": os.environ["PATH"], **(env or {})}) | {"PYTHONPATH": str(Path.cwd())}
-        children.append(Child(command, assignment, env=env, log_file=tmp_path / "trainer.log"))
+        children.append(Child(command, [assignment], env=env, log_file=tmp_path / "trainer.log"))
         return children[-1]
 
     yield start_child
@@ -69,8 +78,8 @@ def hear(child, until=10.0):
     reports = []
     while not child.has_ended:
         assert time.monotonic() < deadline, "the child goes on"
-        if report := child.next(0.05):
-            reports.append(report)
+        if isinstance(told := child.next(0.05), Said):
+            reports.append(told.report)
     return reports
 
 
@@ -104,7 +113,7 @@ def test_a_users_error_is_reported_before_its_exit_code(start):
 
 def test_asked_to_stop_it_writes_a_checkpoint_and_exits_with_14(start):
     child = start(steps=100_000, step_s=0.001)
-    while not isinstance(child.next(5), StepReport):
+    while not isinstance(getattr(child.next(5), "report", None), StepReport):
         pass
     child.terminate()
     assert hear(child)[-1].kind == "checkpoint"
@@ -147,7 +156,13 @@ def test_it_knows_no_secret_of_its_supervisor(start):
 
 
 def test_a_line_that_is_no_report_is_passed_over(start):
-    child = start(command=(sys.executable, "-c", 'print(\'hello\'); print(\'{"kind":"phase","phase":"training"}\')'))
+    child = start(
+        command=(
+            sys.executable,
+            "-c",
+            'print(\'hello\'); print(\'{"kind":"said","job_id":"a","report":{"kind":"phase","phase":"training"}}\')',
+        )
+    )
     assert [report.kind for report in hear(child)] == ["phase"]
 
 

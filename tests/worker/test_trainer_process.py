@@ -12,8 +12,9 @@ from core.specs.assignment import (
     DRAINED,
     FINISHED,
     ORPHANED,
-    REPORT,
+    TOLD,
     CheckpointReport,
+    Said,
     StepReport,
 )
 
@@ -47,7 +48,10 @@ class Process:
         """Reports up to the first of this kind; all there are with None."""
         heard = []
         for line in self.popen.stdout:
-            heard.append(REPORT.validate_json(line))
+            told = TOLD.validate_json(line)
+            if not isinstance(told, Said):
+                continue
+            heard.append(told.report)
             if kind is not None and isinstance(heard[-1], kind):
                 break
         return heard
@@ -131,10 +135,11 @@ def test_without_an_assignment_a_child_leaves():
 
 def test_what_is_printed_astray_goes_to_the_log():
     done = run_python(
-        "import os; from worker import trainer_process as child; reports = child._claim_stdout();"
-        "print('astray', flush=True); os.system('echo a grandchild'); os.write(reports, b'a report\\n')"
+        "import os; from worker import trainer_process as child; reports = child._Reports();"
+        "from core.specs.assignment import Ended; print('astray', flush=True); os.system('echo a grandchild');"
+        "reports.tell(Ended(job_id='a', code=0))"
     )
-    assert done.stdout == b"a report\n"
+    assert done.stdout == b'{"kind":"ended","job_id":"a","code":0}\n'
     assert done.stderr.split(b"\n")[:2] == [b"astray", b"a grandchild"]
 
 

@@ -12,8 +12,9 @@ from sqlalchemy.exc import OperationalError
 
 from core.records import jobs
 from core.records.tables import File
+from worker.crew import Crew
 from worker.seat import Seat
-from worker.training import Attempt, Workshop
+from worker.training import Workshop
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ class Worker:
     def attempt(self, job_id):
         """One attempt, now, whatever the wait before a further one."""
         self.bench.set(job_id, run_after=0)
-        Attempt(self.claim(job_id), self.shop).run()
+        Crew(self.claim(job_id), self.shop).run()
         return self.bench.job(job_id)
 
     def attempts(self, job_id):
@@ -65,10 +66,10 @@ class Worker:
 
     def beside(self, job_id):
         """An attempt in a thread of its own."""
-        attempt = Attempt(self.claim(job_id), self.shop)
-        thread = threading.Thread(target=attempt.run)
+        crew = Crew(self.claim(job_id), self.shop)
+        thread = threading.Thread(target=crew.run)
         thread.start()
-        return attempt, thread
+        return crew, thread
 
 
 def test_a_job_is_trained_published_and_marked(worker):
@@ -247,12 +248,12 @@ def test_a_worker_that_has_to_go_drains_its_job_and_rings_for_it(make_bench, fau
 def test_a_superseded_attempt_kills_its_trainer_and_writes_nothing(worker):
     bench = worker.bench
     job_id = bench.submit(steps=100_000, step_s=0.005)
-    attempt, thread = worker.beside(job_id)
+    crew, thread = worker.beside(job_id)
     bench.wait_for_step(job_id, 2)
     bench.set(job_id, lease_until=0)
     usurper = worker.claim(job_id, owner="usurper")
     thread.join(60)
-    assert not is_running(attempt._child.pid)
+    assert not is_running(crew._child.pid)
     job = bench.job(job_id)
     assert (job.state, job.lease_owner, job.lease_epoch) == ("running", "usurper", usurper.lease_epoch)
     kinds = [event.kind for event in bench.events(job_id) if event.id > taken_over(bench, job_id)]
@@ -268,7 +269,7 @@ def test_a_worker_cut_off_from_the_database_stops_before_its_lease_is_over(make_
     worker = make_bench(lease_s=4.0)
     bench = worker.bench
     job_id = bench.submit(steps=100_000, step_s=0.005)
-    attempt, thread = worker.beside(job_id)
+    crew, thread = worker.beside(job_id)
     bench.wait_for_step(job_id, 2)
 
     def away(*_, **__):
@@ -277,7 +278,7 @@ def test_a_worker_cut_off_from_the_database_stops_before_its_lease_is_over(make_
     for name in ("beat", "record", "drain", "requeue"):
         monkeypatch.setattr(jobs, name, away)
     cut_off_at = time.monotonic()
-    wait_until(lambda: not is_running(attempt._child.pid))
+    wait_until(lambda: not is_running(crew._child.pid))
     assert time.monotonic() - cut_off_at < bench.settings.lease_s
     thread.join(60)
     assert bench.job(job_id).state == "running"
@@ -393,7 +394,7 @@ def test_one_seat_does_one_job_at_a_time(worker):
     bench, most = worker.bench, [0, 0]
     guard = threading.Lock()
 
-    class Counted(Attempt):
+    class Counted(Crew):
         def run(self):
             with guard:
                 most[0] += 1
@@ -419,7 +420,7 @@ def test_one_seat_does_one_job_at_a_time(worker):
 
 
 def test_an_attempt_that_fails_in_an_unforeseen_way_leaves_the_seat_free(worker):
-    class Broken(Attempt):
+    class Broken(Crew):
         def run(self):
             raise ZeroDivisionError
 

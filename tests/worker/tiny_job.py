@@ -10,18 +10,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from core.settings import Settings
 from core.specs.assignment import (
     DRAINED,
     FINISHED,
     Assignment,
     BaseModelEntry,
     CheckpointReport,
+    Said,
     StepReport,
     ValidationReport,
 )
 from core.specs.method import LoraSpec
 from core.specs.training import TrainSpec
-from worker.outcome import outcome
+from worker.company import Company
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -138,10 +140,12 @@ def attempt(assignment, *, kill_at=None, drain_at=None, checkpoint_steps=2, chec
     """(exit code or None if killed, reports). kill_at: before the report of that number; drain_at: after so many."""
     reports, drain = [], threading.Event()
 
-    def say(report):
+    def tell(told):
+        if not isinstance(told, Said):
+            return
         if len(reports) == kill_at:
             raise Killed
-        reports.append(report)
+        reports.append(told.report)
         if len(reports) == drain_at:
             drain.set()
 
@@ -150,7 +154,7 @@ def attempt(assignment, *, kill_at=None, drain_at=None, checkpoint_steps=2, chec
         for name, value in (often | {"THREADS": "1", "DEVICE": "cpu", "PRECISION": "fp32"}).items():
             environment.setenv(f"GRAFT_{name}", value)
         try:
-            return outcome(assignment, say=say, drain=drain), reports
+            return Company(Settings(), tell, drain).go(assignment), reports
         except Killed:
             return None, reports
 

@@ -1,0 +1,96 @@
+"""Which job may join a trainer at work: its kin, the oldest first, and none that has to train alone."""
+
+import pytest
+
+from core.records import jobs
+from core.records.jobs import Claim, Kin
+from core.specs.method import LoraSpec, PrefixTuningSpec, QLoraSpec
+
+KIN, NF4 = Kin("tiny", "bf16"), Kin("tiny", "nf4")
+
+
+@pytest.fixture
+def queue(machine, make_job, spec):
+    """Jobs in this order; changes are of their rows."""
+
+    def make(*wanted):
+        made = []
+        for created_at, (method, changes) in enumerate(wanted):
+            values = spec.model_copy(update={"method": method}).model_dump(mode="json")
+            made.append(make_job())
+            machine.set(made[-1], **({"spec": values, "created_at": float(created_at)} | changes))
+        return made
+
+    return make
+
+
+def joining(machine, kin=KIN):
+    held = jobs.claim_kin(machine.db, owner="worker", lease_s=60.0, kin=kin)
+    return held and held.job_id
+
+
+def test_kin_of_any_method_join_the_oldest_first(machine, queue):
+    first, second = queue((LoraSpec(), {}), (PrefixTuningSpec(), {}))
+    held = jobs.claim_kin(machine.db, owner="worker", lease_s=60.0, kin=KIN)
+    assert held == Claim(first, lease_epoch=1, owner="worker", attempt=1)
+    assert machine.kinds(first) == ["created", "claimed"]
+    assert joining(machine) == second
+    assert joining(machine) is None
+
+
+def test_another_precision_or_base_model_is_no_kin(machine, queue):
+    (job_id,) = queue((LoraSpec(), {}))
+    assert joining(machine, NF4) is None
+    assert joining(machine, Kin("other", "bf16")) is None
+    assert joining(machine) == job_id
+    job_id, other = queue((QLoraSpec(), {}), (LoraSpec(base_precision="nf4"), {}))
+    assert joining(machine) is None
+    assert [joining(machine, NF4), joining(machine, NF4)] == [job_id, other]
+
+
+def test_a_row_from_before_there_was_a_choice_of_precision_is_of_16_bits(machine, queue, spec):
+    (job_id,) = queue((LoraSpec(), {}))
+    values = spec.model_dump(mode="json")
+    del values["method"]["base_precision"]
+    machine.set(job_id, spec=values)
+    assert joining(machine, NF4) is None
+    assert joining(machine) == job_id
+
+
+def test_nobody_goes_before_an_older_job_that_cannot_join(machine, queue):
+    """Or a crew that is joined again and again would never make room for it."""
+    older, younger = queue((QLoraSpec(), {}), (LoraSpec(), {}))
+    assert joining(machine) is None
+    assert machine.claim(older).job_id == older
+    assert joining(machine) == younger
+
+
+def test_what_a_dead_worker_left_goes_before_what_waits(machine, queue):
+    orphan, waiting = queue((LoraSpec(), {}), (LoraSpec(), {}))
+    machine.beat(machine.claim(orphan), step=3)
+    machine.expire(orphan)
+    assert [joining(machine), joining(machine)] == [orphan, waiting]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"attempt": 2}, {"barren_deaths": 1}, {"max_attempts": 1}, {"run_after": 2e12}],
+    ids=["last attempt", "died without a step", "only attempt", "waits"],
+)
+def test_who_must_be_alone_or_wait_does_not_join(machine, queue, changes):
+    queue((LoraSpec(), changes))
+    assert joining(machine) is None
+
+
+def test_an_orphan_that_had_made_no_step_does_not_join(machine, queue):
+    orphan, _ = queue((LoraSpec(), {}), (LoraSpec(), {}))
+    machine.claim(orphan)
+    machine.expire(orphan)
+    assert joining(machine) is None
+    assert machine.claim().is_alone
+
+
+@pytest.mark.parametrize(("attempt", "deaths", "is_alone"), [(0, 0, False), (1, 0, False), (2, 0, True), (1, 1, True)])
+def test_a_claim_says_whether_it_is_to_be_alone(machine, queue, attempt, deaths, is_alone):
+    (job_id,) = queue((LoraSpec(), {"attempt": attempt, "barren_deaths": deaths}))
+    assert machine.claim(job_id).is_alone is is_alone
