@@ -15,7 +15,7 @@ from core.effects import Effect, Ensemble, KVPrefix, SoftPrompt, members_of
 from core.model import RoutedModel
 from core.specs.generation import AdapterRef, FrameError
 from core.specs.template import Layout
-from worker.engine.forward import BROKEN, Forward, Outcome, Seat, Work
+from worker.engine.forward import BROKEN, Drawn, Forward, Found, Outcome, Seat, Work
 from worker.engine.residency import Residency
 from worker.engine.scheduler import Row, Scheduler
 from worker.engine.sequences import Sequence
@@ -211,9 +211,8 @@ class Engine:
         if isinstance(outcome, FrameError):
             self._leave(request.key, outcome)
         elif outcome is not None:
-            self.tokens += 1
             try:
-                request.take(outcome.token, outcome.logprob)
+                self._tell(request, outcome)
             except Exception:
                 log.exception("engine.delivery_failed", key=request.key)
                 self._leave(request.key, BROKEN)
@@ -222,6 +221,13 @@ class Engine:
                 self._leave(request.key)
             else:
                 self._scheduler.grow(request.key)
+
+    def _tell(self, request: Sequence, outcome: Drawn | Found) -> None:
+        if isinstance(outcome, Found):
+            request.found()
+            return
+        self.tokens += 1
+        request.take(outcome.token, outcome.logprob, outcome.told)
 
     def _leave(self, key: int, error: FrameError | None = None) -> None:
         """A row is over, wherever it stands. With an error, its reader is told."""
