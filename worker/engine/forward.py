@@ -18,6 +18,7 @@ from core.routing import Routing
 from core.specs.generation import FrameError
 from worker.engine.lexicon import SchemaError
 from worker.engine.likelihood import Told, tell
+from worker.engine.reading import Part, Reading
 from worker.engine.sampling import choose, logprobs
 from worker.engine.scheduler import Chunk
 from worker.engine.sequences import Sequence as Request
@@ -119,28 +120,29 @@ class Forward:
             hidden = self._model(rows, self._cache)  # [N, H]
         ends = hidden[torch.tensor(rows.starts[1:], device=hidden.device) - 1]  # [B, H]
         outcomes: list[Outcome] = [None if ok else INVALID for ok in _is_finite(ends)]
-        self._read(work, rows.starts, hidden, outcomes)
-        lasts = [i for i, w in enumerate(work) if w.chunk.is_last and outcomes[i] is None]
+        parts = self._parts(work, rows.starts, hidden)
+        lasts = [i for i, w in enumerate(work) if w.chunk.is_last and outcomes[i] is None and i not in parts]
         if lasts:
             logits = self._model.logits(ends[torch.tensor(lasts, device=ends.device)])  # [n, V]
             drawn = _choose(logits, [work[i].seat.request for i in lasts])
             for i, outcome in zip(lasts, drawn, strict=True):
                 outcomes[i] = outcome
-        return outcomes
-
-    def _read(self, work: Sequence[Work], starts: Sequence[int], hidden: Tensor, outcomes: list[Outcome]) -> None:
-        """What rows that are only read say of this step, put down once all of them have said it."""
-        readers = [(i, r) for i, w in enumerate(work) if (r := w.seat.request.reading) and outcomes[i] is None]
-        parts = [
-            r.part(self._model, hidden[starts[i] : starts[i + 1]], work[i].seat.request.ids, work[i].chunk.start)
-            for i, r in readers
-        ]
-        for (i, reading), part in zip(readers, parts, strict=True):
+        # Last of all: a step that fails before this runs again, and what it read counts once.
+        for i, (reading, part) in parts.items():
             reading.add(part)
             if not reading.is_finite:
                 outcomes[i] = INVALID
             elif work[i].chunk.is_last:
                 outcomes[i] = Found()
+        return outcomes
+
+    def _parts(self, work: Sequence[Work], starts: Sequence[int], hidden: Tensor) -> dict[int, tuple[Reading, Part]]:
+        """What this step says of those rows that are only read, by their place in it. hidden [N, H]."""
+        readers = [(i, w, reading) for i, w in enumerate(work) if (reading := w.seat.request.reading)]
+        return {
+            i: (reading, reading.part(self._model, hidden[starts[i] : starts[i + 1]], w.seat.request.ids, w.chunk.start))
+            for i, w, reading in readers
+        }
 
 
 def _choose(logits: Tensor, requests: Sequence[Request]) -> list[Outcome]:

@@ -5,6 +5,7 @@ has gone well, so that a step that is run again counts once.
 """
 
 import base64
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -62,9 +63,9 @@ class Reading:
     @property
     def is_finite(self) -> bool:
         """Whether what has been found so far is made of numbers."""
-        return (self._total is None or bool(torch.isfinite(self._total).all())) and all(
-            t.logprob is None or t.logprob == t.logprob and abs(t.logprob) != float("inf") for t in self._told
-        )
+        if self._total is not None and not bool(torch.isfinite(self._total).all()):
+            return False
+        return all(t.logprob is None or math.isfinite(t.logprob) for t in self._told)
 
     @property
     def told(self) -> list[Told] | None:
