@@ -8,6 +8,8 @@ from core.specs.method import BasePrecision
 from core.specs.spec import Spec
 from core.specs.template import Template
 
+MAX_SCHEMA_CHARACTERS = 1 << 16
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -75,7 +77,7 @@ class GenerateSpec(Spec):
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="Say of every token how likely the model held it, and so many of the likeliest."
     )
-    json_schema: str | None = Field(None, max_length=1 << 16, description="What is drawn is JSON that validates.")
+    json_schema: str | None = Field(None, max_length=MAX_SCHEMA_CHARACTERS, description="What is drawn is JSON that validates.")
     read: ReadSpec | None = None
     affinity: str | None = Field(None, description="Requests of one affinity go to one engine where they can.")
 

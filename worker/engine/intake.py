@@ -59,6 +59,7 @@ class Intake:
         if spec.base_precision != self._base_precision:
             message = f"this engine serves {self._base_model} in {self._base_precision}, not in {spec.base_precision}"
             raise Refused(404, "precision_unavailable", message, "base_precision")
+        self._check_words(spec)
         ids, offset = self._prompt(spec), spec.offset
         if spec.read is not None and spec.read.answer is not None:
             answer = self._answer(spec.read.answer)
@@ -88,17 +89,25 @@ class Intake:
             emit=emit,
             wants_logprob=spec.with_logprob,
             top_logprobs=spec.top_logprobs,
-            spell=self._lexicon.bytes_of if self._lexicon is not None else _silent,
+            lexicon=self._lexicon,
             guide=self._guide(spec, ids[n_asked:]),
             reading=Reading(spec.read.what, spec.top_logprobs or 0) if spec.read is not None else None,
         )
+
+    def _check_words(self, spec: GenerateSpec) -> None:
+        """Some tokenisers do not say which bytes their tokens write."""
+        if self._lexicon is not None:
+            return
+        if spec.json_schema is not None:
+            raise Refused(400, "unsupported_parameter", "this base model cannot be held to JSON", "response_format")
+        if spec.top_logprobs is not None or (spec.read and spec.read.what == "likelihood"):
+            raise Refused(400, "unsupported_parameter", "this base model's tokens have no bytes to tell of", "logprobs")
 
     def _guide(self, spec: GenerateSpec, drawn: Ids[int]) -> Guide | None:
         """What holds the answer to its schema, as it stands behind what was drawn earlier."""
         if spec.json_schema is None or spec.read is not None:
             return None
-        if self._lexicon is None:
-            raise Refused(400, "unsupported_parameter", "this base model cannot be held to JSON", "response_format")
+        assert self._lexicon is not None
         try:
             guide = self._lexicon.guide(spec.json_schema)
         except SchemaError as error:
@@ -153,10 +162,6 @@ def _lexicon(tokenizer: PreTrainedTokenizerFast, vocabulary: int, stop_ids: froz
     except ValueError as error:
         log.warning("engine.no_lexicon", reason=str(error))
         return None
-
-
-def _silent(_: int) -> bytes:
-    return b""
 
 
 def check_base_model(asked: str, served: str) -> None:

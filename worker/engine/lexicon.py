@@ -65,7 +65,11 @@ class Lexicon:
         self._tokens: LLTokenizer = from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(stop_ids) or None)
 
     def bytes_of(self, token: int) -> bytes:
-        """What a token writes; the name of a special one."""
+        """What a token writes into the text: nothing, if it is a special one."""
+        return b"" if self._tokens.is_special_token(token) else self.name_of(token)
+
+    def name_of(self, token: int) -> bytes:
+        """What a token writes; of a special one, its name."""
         return bytes(self._tokens.decode_bytes([token]))
 
     def guide(self, schema: str) -> Guide:

@@ -6,7 +6,7 @@ from typing import TypedDict, Unpack
 
 from core.specs.generation import AdapterRef, Choice, FinishReason, Frame, FrameError, Likelihood, SamplingSpec
 from core.specs.template import Layout
-from worker.engine.lexicon import Guide
+from worker.engine.lexicon import Guide, Lexicon
 from worker.engine.likelihood import Told
 from worker.engine.reading import Reading
 from worker.engine.shaping import Draw
@@ -38,7 +38,7 @@ class Sequence:
     emit: Callable[[Frame], None]  # never blocks
     wants_logprob: bool = False  # whether its frames say how likely their tokens were
     top_logprobs: int | None = None  # whether they say how likely the model held them, and so many others
-    spell: Callable[[int], bytes] = lambda _: b""  # the bytes that a token writes
+    lexicon: Lexicon | None = None  # of a row of which likelihoods are told
     guide: Guide | None = None  # of a row whose answer is held to a schema
     reading: Reading | None = None  # of a row that is only read: nothing is drawn, it ends with what is found
     accepted_at: float = 0.0  # of the engine's clock
@@ -109,8 +109,10 @@ class Sequence:
         self._send(fin="stop", likelihoods=likelihoods, embedding=self.reading.embedding())
 
     def _likelihood(self, told: Told) -> Likelihood:
-        top = tuple(Choice(id=i, bytes=tuple(self.spell(i)), logprob=logprob) for i, logprob in told.top)
-        return Likelihood(id=told.token, bytes=tuple(self.spell(told.token)), logprob=told.logprob, top=top)
+        words = self.lexicon
+        assert words is not None, "intake gives one to each row that is to be told of"
+        top = tuple(Choice(id=i, bytes=tuple(words.name_of(i)), logprob=logprob) for i, logprob in told.top)
+        return Likelihood(id=told.token, bytes=tuple(words.bytes_of(told.token)), logprob=told.logprob, top=top)
 
     def fail(self, error: FrameError) -> None:
         """Ends it with an error of its own."""
