@@ -91,7 +91,7 @@ class GenerationRequest(BaseModel):
     @model_validator(mode="after")
     def _whole_json(self) -> Self:
         if self.stop and self.json_schema is not None:
-            raise refused_together("stop", "stop would cut the JSON that response_format asks for: leave one of them out")
+            raise refused_together("stop", "stop would cut the JSON that response_format asks for: leave one out")
         return self
 
     @property
@@ -133,7 +133,7 @@ class GenerationRequest(BaseModel):
 
 def refused_together(field: str, words: str) -> PydanticCustomError:
     """Two fields that do not go together; field is the one to be named."""
-    return PydanticCustomError("unsupported_parameter", words, {"field": field})  # type: ignore[arg-type]
+    return PydanticCustomError("unsupported_parameter", words, {"field": field})
 
 
 class TextPart(Spec):

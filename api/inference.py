@@ -20,7 +20,7 @@ from api.resources import Resources, resources_of
 from api.vote import Ballot, winner
 from core.records import usage
 from core.records.accounts import Account
-from core.specs.generation import AdapterRef, ChatMessage, FinishReason, GenerateSpec, Likelihood, SamplingSpec
+from core.specs.generation import AdapterRef, ChatMessage, FinishReason, GenerateSpec, Likelihood
 from core.specs.method import BasePrecision
 
 Prompt = str | tuple[int, ...] | tuple[ChatMessage, ...]
@@ -195,9 +195,7 @@ def draw_seed(asked: GenerationRequest) -> int:
     return secrets.randbelow(2**53) if asked.seed is None else asked.seed
 
 
-def meter(
-    resources: Resources, account: Account, *, request_id: str, model: str, read: int, written: int
-) -> None:
+def meter(resources: Resources, account: Account, *, request_id: str, model: str, read: int, written: int) -> None:
     """Write down the tokens that a request took. Blocking."""
     if not read + written:
         return

@@ -1,4 +1,4 @@
-"""What clients may ask a model to read: texts for embeddings, labels behind a prompt. Bounded before any engine sees it."""
+"""What clients may ask a model to read: texts for embeddings, labels behind a prompt. Each with its bounds."""
 
 from typing import Annotated, Literal, Self
 
@@ -50,8 +50,8 @@ class EmbeddingsRequest(Spec):
         if isinstance(self.input, str):
             return (self.input,)
         if isinstance(self.input[0], int):
-            return (self.input,)  # type: ignore[return-value]
-        return self.input  # type: ignore[return-value]
+            return (self.input,)
+        return self.input
 
 
 class ClassifyRequest(Spec):

@@ -26,7 +26,7 @@ class SamplingSpec(Spec):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=1000, description="0 keeps the whole vocabulary.")
-    min_p: float = Field(0.0, ge=0, le=1, description="Least probability of a token, as a share of the likeliest one's.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Tokens less likely than this share of the likeliest go.")
     presence_penalty: float = Field(0.0, ge=-2, le=2, description="Off each token drawn before.")
     frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Off it once for each time.")
     repetition_penalty: float = Field(1.0, gt=0, le=10, description="Divides what was read or drawn; 1 does nothing.")
@@ -77,7 +77,9 @@ class GenerateSpec(Spec):
     top_logprobs: int | None = Field(
         None, ge=0, le=20, description="Say of every token how likely the model held it, and so many of the likeliest."
     )
-    json_schema: str | None = Field(None, max_length=MAX_SCHEMA_CHARACTERS, description="What is drawn is JSON that validates.")
+    json_schema: str | None = Field(
+        None, max_length=MAX_SCHEMA_CHARACTERS, description="What is drawn is JSON that validates against it."
+    )
     read: ReadSpec | None = None
     affinity: str | None = Field(None, description="Requests of one affinity go to one engine where they can.")
 

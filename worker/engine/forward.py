@@ -139,10 +139,11 @@ class Forward:
     def _parts(self, work: Sequence[Work], starts: Sequence[int], hidden: Tensor) -> dict[int, tuple[Reading, Part]]:
         """What this step says of those rows that are only read, by their place in it. hidden [N, H]."""
         readers = [(i, w, reading) for i, w in enumerate(work) if (reading := w.seat.request.reading)]
-        return {
-            i: (reading, reading.part(self._model, hidden[starts[i] : starts[i + 1]], w.seat.request.ids, w.chunk.start))
-            for i, w, reading in readers
-        }
+        parts = {}
+        for i, w, reading in readers:
+            own = hidden[starts[i] : starts[i + 1]]
+            parts[i] = reading, reading.part(self._model, own, w.seat.request.ids, w.chunk.start)
+        return parts
 
 
 def _choose(logits: Tensor, requests: Sequence[Request]) -> list[Outcome]:
@@ -169,7 +170,8 @@ def _drawn(logits: Tensor, draws: Sequence[Draw], requests: Sequence[Request]) -
     """A token for each row, and what its request wants to know of it. logits [n, V] finite."""
     tokens = choose(logits, draws)
     voting = [i for i, request in enumerate(requests) if request.wants_logprob]
-    shares = dict(zip(voting, logprobs(logits[voting], [draws[i] for i in voting], [tokens[i] for i in voting]), strict=True))
+    likely = logprobs(logits[voting], [draws[i] for i in voting], [tokens[i] for i in voting])
+    shares = dict(zip(voting, likely, strict=True))
     asking = [i for i, request in enumerate(requests) if request.top_logprobs is not None]
     top = [requests[i].top_logprobs or 0 for i in asking]
     told = dict(zip(asking, tell(logits[asking], [tokens[i] for i in asking], top), strict=True))

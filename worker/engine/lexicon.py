@@ -13,7 +13,7 @@ from llguidance.hf import from_tokenizer
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
-from worker.engine.schema_faults import find_fault
+from worker.engine.schema_faults import OPTIONS, find_fault
 
 # Between two parts of the JSON: a blank, or a line break and an indentation, so that no answer is blanks for ever.
 BLANKS = {"whitespace_pattern": r"[ ]{0,1}|\n[ ]{0,16}", "lenient": False}
@@ -84,11 +84,18 @@ class Lexicon:
         if fault is not None:
             raise SchemaError(fault.message, fault.path)
         guide = Guide(LLMatcher(self._tokens, self._grammar(described), log_level=0), self._vocabulary)
-        begins = guide.allowed()
-        begins[self._tokens.eos_tokens] = False
-        if not begins.any():
-            raise SchemaError("no JSON value fits this schema")
+        if not self._begins(guide):
+            raise SchemaError("no JSON value fits it, or none that ends")
         return guide
+
+    def _begins(self, guide: Guide) -> bool:
+        """Whether an answer may begin at all."""
+        try:
+            allowed = guide.allowed()
+        except SchemaError:
+            return False
+        allowed[self._tokens.eos_tokens] = False
+        return bool(allowed.any())
 
     def _fault_of(self, schema: dict[str, object]) -> str | None:
         """Why a schema cannot be held to, as the grammar's compiler says it."""
@@ -96,7 +103,7 @@ class Lexicon:
         return _first_line(messages[0]) if is_faulty else None
 
     def _grammar(self, schema: dict[str, object]) -> str:
-        return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=BLANKS)
+        return LLMatcher.grammar_from_json_schema(json.dumps({**schema, OPTIONS: BLANKS}))
 
 
 def _described(schema: str) -> dict[str, object]:
@@ -105,11 +112,11 @@ def _described(schema: str) -> dict[str, object]:
     except (ValueError, RecursionError):
         raise SchemaError("it is not JSON") from None
     if not isinstance(described, dict):
-        raise SchemaError("a schema is a JSON object, such as {\"type\": \"object\"}")
+        raise SchemaError('a schema is a JSON object, such as {"type": "object"}')
     return described
 
 
 def _first_line(message: str) -> str:
     """A library's words, short."""
     line = next((line.strip() for line in message.splitlines() if line.strip()), "it cannot be held to")
-    return line[:200]
+    return line.partition(". Enable")[0][:200]  # its options are not a customer's to set

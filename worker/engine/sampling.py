@@ -27,9 +27,9 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """The next token of each row. logits [n, V] finite; draws: n of them.
 
     Semantics: for each row alone, its logits are shaped as it asks (shaping.py); temperature 0 takes the largest (the
-    first of equals); otherwise they are divided by the temperature, those below the top_k-th largest are dropped (equals
-    stay), then those outside the smallest set of the likeliest whose mass reaches top_p (equals stay), then those less
-    likely than min_p times the likeliest, and one token is drawn in proportion to what is left.
+    first of equals); otherwise they are divided by the temperature, those below the top_k-th largest are dropped
+    (equals stay), then those outside the smallest set of the likeliest whose mass reaches top_p (equals stay), then
+    those less likely than min_p times the likeliest, and one token is drawn in proportion to what is left.
     """
     logits = shaped(logits, draws)
     is_greedy = [d.sampling.temperature < GREEDY_BELOW for d in draws]
@@ -48,8 +48,8 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 def logprobs(logits: Tensor, draws: Sequence[Draw], tokens: Sequence[int]) -> list[float]:
     """How likely each row's token was where it was drawn; at temperature 0, to the model. logits [n, V] finite.
 
-    The logarithm of its share of what top_k, top_p and min_p left, at the row's temperature. Rows that nobody asks about are
-    not to be given: it costs what choose() costs.
+    The logarithm of its share of what top_k, top_p and min_p left, at the row's temperature. Rows that nobody asks
+    about are not to be given: it costs what choose() costs.
     """
     found = []
     for row, (draw, token) in enumerate(zip(draws, tokens, strict=True)):

@@ -41,7 +41,7 @@ def _unfit(schema: Schema, path: tuple[str, ...]) -> Fault | None:
     named = len(set(map(str, required))) if isinstance(required, list) else 0
     if isinstance(least, int) and least > named:
         # A grammar counts members, and a repeated one counts twice for it, once for who reads the answer.
-        return Fault("minProperties is held only where as many properties are required by name", (*path, "minProperties"))
+        return Fault("minProperties may not exceed the number of required names", (*path, "minProperties"))
     return None
 
 

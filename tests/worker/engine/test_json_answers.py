@@ -8,7 +8,12 @@ import pytest
 from tests.worker.engine.test_lexicon import JSON_CHARACTERS, PERSON, TREE
 from worker.engine.intake import Refused
 
-VERDICT = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+VERDICT = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
 SCHEMAS = [PERSON, None, VERDICT, TREE, {"enum": ["yes", "no"]}, None]
 PENALTIES = {"frequency_penalty": 0.4, "presence_penalty": 0.2, "repetition_penalty": 1.2, "logit_bias": ((9, 2.0),)}
 
@@ -41,7 +46,9 @@ def test_rows_of_several_schemas_and_of_none_in_one_batch_say_what_each_says_alo
     assert {a.fin for a, schema in zip(together, SCHEMAS, strict=True) if schema} == {"stop"}
 
 
-@pytest.mark.parametrize("sampling", [{"temperature": 0.0}, {"temperature": 2.0}, {"top_k": 1}, {"top_p": 0.1}, PENALTIES])
+@pytest.mark.parametrize(
+    "sampling", [{"temperature": 0.0}, {"temperature": 2.0}, {"top_k": 1}, {"top_p": 0.1}, PENALTIES]
+)
 def test_every_way_of_sampling_is_held(writer, sampling):
     answers = [writer.ask(**asked_for(VERDICT, seed) | sampling) for seed in range(8)]
     writer.run()
@@ -68,7 +75,7 @@ def test_a_replay_cut_anywhere_is_held_to_the_rest_of_the_schema(writer, more):
         assert (rest.ids, rest.fin) == (whole.ids[cut:], whole.fin)
     # Negative control: what was drawn is part of what decides.
     with pytest.raises(Refused, match="does not follow"):
-        writer.ask(**asked | {"prompt": prompt_ids + (5, 5), "offset": 2})
+        writer.ask(**asked | {"prompt": (*prompt_ids, 5, 5), "offset": 2})
 
 
 def test_penalties_are_felt_and_a_replay_counts_what_was_drawn_before(writer):
@@ -101,7 +108,7 @@ def test_frames_say_how_likely_the_model_held_their_tokens(writer):
         assert [c.logprob for c in one.top] == sorted((c.logprob for c in one.top), reverse=True)
         assert len(one.top) == 3
         assert one.logprob <= one.top[0].logprob <= 0
-        assert one.logprob == pytest.approx(dict((c.id, c.logprob) for c in one.top).get(one.id, one.logprob))
+        assert one.logprob == pytest.approx({c.id: c.logprob for c in one.top}.get(one.id, one.logprob))
     assert b"".join(bytes(one.bytes) for one in likelihoods if one.id < 85).decode() == told.text
     # They are read again where the same ids are given: generation and reading agree.
     ids = told.frames[0].prompt_ids + tuple(told.ids)

@@ -87,6 +87,8 @@ FAULTY = [
     ({"type": "object", "minProperties": 2}, ("minProperties",)),
     ({"type": "object", "properties": 5}, ()),
     ({"enum": []}, ()),
+    ({"$ref": "#"}, ()),
+    ({"type": "object", "properties": {"a": {"oneOf": [{"type": "string"}] * 2}}}, ("properties", "a")),
     (
         {
             "type": "object",
