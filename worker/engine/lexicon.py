@@ -80,10 +80,13 @@ class Lexicon:
 
         """
         described = _described(schema)
-        fault = find_fault(described, self._fault_of)
+        try:
+            fault, grammar = find_fault(described, self._fault_of), self._grammar(described)
+        except RecursionError:
+            raise SchemaError("it is nested too deep") from None
         if fault is not None:
             raise SchemaError(fault.message, fault.path)
-        guide = Guide(LLMatcher(self._tokens, self._grammar(described), log_level=0), self._vocabulary)
+        guide = Guide(LLMatcher(self._tokens, grammar, log_level=0), self._vocabulary)
         if not self._begins(guide):
             raise SchemaError("no JSON value fits it, or none that ends")
         return guide

@@ -4,15 +4,19 @@ A compiler names a fault and not its place. So the parts of a faulty schema are 
 shows the same fault is its place.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 Schema = dict[str, object]
 Judge = Callable[[Schema], str | None]  # what is wrong with a schema, or None
 
-NAMED = ("$defs", "definitions", "properties", "patternProperties")  # hold schemas by name
+DEFINITIONS = ("$defs", "definitions")
+NAMED = (*DEFINITIONS, "properties", "patternProperties")  # hold schemas by name
 LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")  # hold schemas in a row
 SINGLE = ("items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
+MAX_JUDGED = 2000  # parts of one schema, fewer where each brings long definitions: others wait meanwhile
+LONG = 1024  # characters
 OPTIONS = "x-guidance"  # the compiler's own options, which are not a customer's to set
 
 
@@ -25,12 +29,12 @@ class Fault:
 
 
 def find_fault(schema: Schema, judge: Judge) -> Fault | None:
-    """The first fault of a schema, or None. Raises nothing, whatever the schema holds."""
+    """The first fault of a schema, or None."""
     own = next((fault for part, path in _all(schema, ()) if (fault := _unfit(part, path))), None)
     if own is not None:
         return own
     message = judge(schema)
-    return None if message is None else Fault(message, _place(schema, message, judge, _definitions(schema)))
+    return None if message is None else Fault(message, _Search(schema, message, judge).innermost())
 
 
 def _unfit(schema: Schema, path: tuple[str, ...]) -> Fault | None:
@@ -45,16 +49,46 @@ def _unfit(schema: Schema, path: tuple[str, ...]) -> Fault | None:
     return None
 
 
-def _place(schema: Schema, message: str, judge: Judge, definitions: Schema) -> tuple[str, ...]:
-    for part, path in _parts(schema):
-        if judge({**definitions, **part}) == message:
-            return (*path, *_place(part, message, judge, definitions))
-    return ()
+class _Search:
+    """From the top of a faulty schema to the part that shows its fault, through what it points to."""
 
+    def __init__(self, schema: Schema, message: str, judge: Judge) -> None:
+        self._schema, self._message, self._judge = schema, message, judge
+        self._definitions = {name: schema[name] for name in DEFINITIONS if name in schema}
+        self._left = MAX_JUDGED // (1 + len(json.dumps(self._definitions)) // LONG)
+        self._seen: set[tuple[str, ...]] = set()
 
-def _definitions(schema: Schema) -> Schema:
-    """What a part may point to."""
-    return {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    def innermost(self) -> tuple[str, ...]:
+        """Its path, or as much of it as may be looked for."""
+        part, path = self._schema, tuple[str, ...]()
+        while (step := self._step(part, path)) is not None:
+            part, path = step
+            self._seen.add(path)
+        return path
+
+    def _step(self, part: Schema, path: tuple[str, ...]) -> tuple[Schema, tuple[str, ...]] | None:
+        for inner, under in _parts(part):
+            pointed = self._pointed_to(inner)
+            is_known = pointed is not None and pointed[1] in self._seen
+            if under[0] not in DEFINITIONS and not is_known and self._is_at_fault(inner):
+                return inner, (*path, *under)
+        pointed = self._pointed_to(part)
+        if pointed is not None and pointed[1] not in self._seen and self._is_at_fault(pointed[0]):
+            return pointed
+        return None
+
+    def _is_at_fault(self, part: Schema) -> bool:
+        self._left -= 1
+        return self._left >= 0 and self._judge({**self._definitions, **part}) == self._message
+
+    def _pointed_to(self, part: Schema) -> tuple[Schema, tuple[str, ...]] | None:
+        """The definition that a part's $ref names."""
+        keys = str(part.get("$ref", "")).removeprefix("#/").split("/")
+        if len(keys) != 2 or keys[0] not in DEFINITIONS:  # noqa: PLR2004 - where they stand, and a name
+            return None
+        named = self._schema.get(keys[0])
+        found = named.get(keys[1]) if isinstance(named, dict) else None
+        return (found, (keys[0], keys[1])) if isinstance(found, dict) else None
 
 
 def _all(schema: Schema, path: tuple[str, ...]) -> Iterator[tuple[Schema, tuple[str, ...]]]:

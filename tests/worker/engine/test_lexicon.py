@@ -86,6 +86,8 @@ FAULTY = [
     ({"type": "array", "items": {"x-guidance": {}}}, ("items", "x-guidance")),
     ({"type": "object", "minProperties": 2}, ("minProperties",)),
     ({"type": "object", "properties": 5}, ()),
+    ({"$defs": {"x": {"items": NOT}}, "properties": {"b": {}, "a": {"$ref": "#/$defs/x"}}}, ("$defs", "x", "items")),
+    ({"$defs": {"x": {"anyOf": [{"$ref": "#/$defs/x"}, NOT]}}, "$ref": "#/$defs/x"}, ("$defs", "x", "anyOf", "1")),
     ({"enum": []}, ()),
     ({"$ref": "#"}, ()),
     ({"type": "object", "properties": {"a": {"oneOf": [{"type": "string"}] * 2}}}, ("properties", "a")),
@@ -108,7 +110,7 @@ def test_a_schema_that_cannot_be_held_to_is_refused_at_its_place(lexicon, schema
     assert 0 < len(str(found.value)) <= 200
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "true", "[" * 50_000])
+@pytest.mark.parametrize("text", ["", "{", "[]", "true", "[" * 50_000, '{"items":' * 900 + "{}" + "}" * 900])
 def test_what_is_no_schema_at_all_is_refused(lexicon, text):
     with pytest.raises(SchemaError):
         lexicon.guide(text)
