@@ -100,7 +100,7 @@ class Likelihood(Spec):
 
     id: int
     bytes: tuple[int, ...]
-    logprob: float | None
+    logprob: float | None = None  # what is None does not go over the wire
     top: tuple[Choice, ...] = ()
 
 

@@ -1,4 +1,4 @@
-"""JSON asked for, likelihoods asked for, prompts echoed: what reaches the engine, and what comes back in whose shape."""
+"""JSON asked for, likelihoods asked for, prompts echoed: what reaches the engine, and what comes back."""
 
 import json
 
@@ -129,8 +129,6 @@ def test_a_prompt_may_be_read_without_any_answer(service, engine):
 
 def test_half_a_character_has_its_bytes_for_a_name_and_offsets_count_characters():
     pieces = [b"a", "é".encode()[:1], "é".encode()[1:], b"b"]
-    said = Offsets().of_completion(
-        Likelihood(id=i, bytes=tuple(piece), logprob=-1.0) for i, piece in enumerate(pieces)
-    )
+    said = Offsets().of_completion(Likelihood(id=i, bytes=tuple(piece), logprob=-1.0) for i, piece in enumerate(pieces))
     assert said["tokens"] == ["a", "bytes:\\xc3", "bytes:\\xa9", "b"]
     assert said["text_offset"] == [0, 1, 1, 2]

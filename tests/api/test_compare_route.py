@@ -1,7 +1,7 @@
 """One conversation, several models: side by side, whole and streamed, one failing without the others."""
 
 import pytest
-from asking import HELLO, eventually, events_of, usage_rows
+from asking import HELLO, events_of, eventually, usage_rows
 from fake_engine import words_of
 from serving import BASE
 
@@ -75,11 +75,7 @@ def test_a_model_that_fails_does_not_end_the_others(service, engine, models, str
     engine.script = [{"fail_at": 1, "error": BROKEN}]
     answer = compare(service, models, stream=stream)
     assert answer.status_code == 200
-    ends = (
-        [event for event in events_of(answer.text)[:-1] if "usage" in event]
-        if stream
-        else answer.json()["results"]
-    )
+    ends = [event for event in events_of(answer.text)[:-1] if "usage" in event] if stream else answer.json()["results"]
     problems = [end["error"] for end in ends if end["error"]]
     assert [problem["code"] for problem in problems] == ["model_output_invalid"]
     assert sorted(str(end["finish_reason"]) for end in ends) == ["None", "length", "length"]
