@@ -211,7 +211,7 @@ class EngineClient:
     async def _next(self, spec: GenerateSpec, passed: set[str], *, is_patient: bool) -> Presence | None:
         adapter_id = spec.adapter.id if spec.adapter else None
         engines = await self.directory.choices(
-            spec.base_model, adapter_id, precision=spec.base_precision, is_awake=is_patient
+            spec.base_model, spec.affinity or adapter_id, precision=spec.base_precision, is_awake=is_patient
         )
         return next((engine for engine in engines if engine.id not in passed), None)
 

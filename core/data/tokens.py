@@ -144,6 +144,11 @@ def encode_prompt(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenize
     return [index for ids in writer.ids([spans])[0] for index in ids]
 
 
+def encode_answer(answer: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """The ids of an answer as they stand behind a prompt's in a training row, without what ends it."""
+    return list(_writer(tokenizer).words.encode([answer], is_first=False)[0])
+
+
 def measure(
     path: Path,
     tokenizer: PreTrainedTokenizerFast,

@@ -8,6 +8,8 @@ from core.specs.method import BasePrecision
 from core.specs.spec import Spec
 from core.specs.template import Template
 
+MAX_SCHEMA_CHARACTERS = 1 << 16
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -24,6 +26,13 @@ class SamplingSpec(Spec):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=1000, description="0 keeps the whole vocabulary.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Tokens less likely than this share of the likeliest go.")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Off each token drawn before.")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Off it once for each time.")
+    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Divides what was read or drawn; 1 does nothing.")
+    logit_bias: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]], ...] = Field(
+        (), max_length=1024, description="Pairs of a token's id and what is added to its logit."
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Token t of a row is drawn with (seed, t), so a replay continues it."
     )
@@ -52,6 +61,17 @@ class QueueSpec(Spec):
     deadline_s: float | None = Field(None, gt=0, description="From its acceptance; past it the request ends.")
 
 
+class ReadSpec(Spec):
+    """Nothing is to be drawn, but said of the prompt: one frame. embedding: the mean of its tokens' hidden states.
+
+    likelihood: how likely the model held each of its tokens; with an answer, each token of that instead, behind the
+    prompt as a training example has it.
+    """
+
+    what: Literal["embedding", "likelihood"]
+    answer: str | None = Field(None, min_length=1)
+
+
 class GenerateSpec(Spec):
     """POST /generate: exactly one of messages, prompt and prompt_ids says what to continue."""
 
@@ -68,6 +88,34 @@ class GenerateSpec(Spec):
     sampling: SamplingSpec
     queue: QueueSpec = QueueSpec()
     with_logprob: bool = Field(False, description="Say in every frame how likely its tokens were.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="Say of every token how likely the model held it, and so many of the likeliest."
+    )
+    json_schema: str | None = Field(
+        None, max_length=MAX_SCHEMA_CHARACTERS, description="What is drawn is JSON that validates against it."
+    )
+    read: ReadSpec | None = None
+    affinity: str | None = Field(None, description="Requests of one affinity go to one engine where they can.")
+
+
+class Choice(Spec):
+    """A token, and the logarithm of the probability that the model itself gave it, at temperature 1."""
+
+    id: int
+    bytes: tuple[int, ...]  # what it writes, which need not be whole characters
+    logprob: float
+
+
+class Likelihood(Spec):
+    """One token that stands in a row, beside those that the model held likeliest there.
+
+    logprob: None of the first token of a row, which nothing foretells.
+    """
+
+    id: int
+    bytes: tuple[int, ...]
+    logprob: float | None = None  # what is None does not go over the wire
+    top: tuple[Choice, ...] = ()
 
 
 class Frame(Spec):
@@ -85,6 +133,8 @@ class Frame(Spec):
     prompt_ids: tuple[int, ...] | None = None
     error: "FrameError | None" = None
     logprob: float | None = None
+    likelihoods: tuple[Likelihood, ...] | None = Field(None, description="Of its ids but for one that ends the answer.")
+    embedding: str | None = Field(None, description="Base64 of float32, little-endian, of length 1.")
 
 
 class FrameError(Spec):
