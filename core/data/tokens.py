@@ -133,11 +133,8 @@ def encode_all(
 def encode_prompt(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """What serving sends to be continued: the ids with which the row of a training example with this prompt begins.
 
-    With a template they stand between its two sides, in training as in serving.
-
-    Raises:
-        ValueError: the base model's chat template cannot write these messages.
-
+    With a template they stand between its two sides, in training as in serving. Raises ValueError where the
+    base model's chat template cannot write these messages.
     """
     writer = _writer(tokenizer)
     spans = writer.prompt(prompt) if isinstance(prompt, str) else writer.conversation(prompt, is_question=True)
