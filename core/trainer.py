@@ -191,31 +191,42 @@ class _Seen:
     rows: Rows
     learned: Tensor  # [N] bool
 
-    def losses(self, bounds: Sequence[int]) -> TokenLosses:
-        """Of neighbouring rows, by the row boundaries that they have in the batch."""
+    def losses(self, first: int, last: int) -> TokenLosses:
+        """Of the rows from first up to but without last."""
+        bounds = self.rows.starts[first : last + 1]
         cut = slice(bounds[0], bounds[-1])
         starts = [bound - bounds[0] for bound in bounds]
         return token_losses(self.model, self.hidden[cut], self.rows.ids[cut], self.learned[cut], starts)
+
+    def parted(self) -> Callable[[int, int], TokenLosses]:
+        """As losses, but the output head, which is the largest product, runs once for all rows.
+
+        Where a row is at fault it runs for each part by itself, so that its owner alone ends.
+        """
+        try:
+            return self.losses(0, len(self.rows)).between
+        except ValueError:
+            return self.losses
 
 
 def _losses(seen: _Seen, owners: Sequence[Run], references: dict[Run, Tensor]) -> list[tuple[Run, Loss]]:
     """Each run's own. Rows of one run are neighbours."""
     found: list[tuple[Run, Loss]] = []
-    first = 0
+    losses, first = seen.parted(), 0
     for run, own in groupby(owners):
         last = first + sum(1 for _ in own)
-        loss = _guarded(run, partial(_loss, run, seen, seen.rows.starts[first : last + 1], references.get(run)))
+        loss = _guarded(run, partial(_loss, run, partial(losses, first, last), last - first, references.get(run)))
         if loss is not None:
             found.append((run, loss))
         first = last
     return found
 
 
-def _loss(run: Run, seen: _Seen, bounds: Sequence[int], reference: Tensor | None) -> Loss:
-    losses = seen.losses(bounds)
+def _loss(run: Run, losses: Callable[[], TokenLosses], count: int, reference: Tensor | None) -> Loss:
+    """count: of its rows."""
     if run.preference is None or reference is None:
-        return losses.summed()
-    return run.preference.loss(losses.of_rows(len(bounds) - 1), reference)
+        return losses().summed()
+    return run.preference.loss(losses().of_rows(count), reference)
 
 
 def _assembled(model: RoutedModel, batch: Sequence[TokenRow], routing: Routing) -> tuple[Rows, Tensor]:
