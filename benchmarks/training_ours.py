@@ -8,26 +8,32 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
-from torch.nn.functional import cross_entropy, linear
+from torch.nn.functional import cross_entropy, linear, silu
 
+import core.attention
+import core.frugal
+import core.linear
+import core.trainer
 from benchmarks.training_start import head_inputs, started
 from core.base.catalogue import entry
 from core.base.load import OpenBase, open_base
 from core.base.nf4 import dense_weight
 from core.data.batches import Corpus, order
 from core.data.tokens import TokenRow
+from core.frugal import FrugalBlock
 from core.linear import Head
-from core.losses import CHUNK, next_token_loss
+from core.losses import CHUNK, NextTokenLoss, next_token_loss
 from core.methods import METHODS, Method
 from core.model import RoutedModel
 from core.settings import EMBEDDED_BASE_MODELS
@@ -195,17 +201,45 @@ def head(plan: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def without(names: list[str]) -> Iterator[None]:
     """Inside this, the tricks of these names are put back to the plain form that they stand for."""
-    assert not set(names) - PLAIN.keys(), names
-    undo = [PLAIN[name]() for name in names]
-    try:
+    with ExitStack() as stack:
+        for name in names:
+            target, attribute, plain = PLAIN[name]
+            stack.enter_context(patch.object(target, attribute, plain))
         yield
-    finally:
-        for back in undo:
-            back()
+
+
+def plain_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """As transformers has it, every step autograd's own."""
+    fine = x.float()
+    return weight * (fine * torch.rsqrt(fine.pow(2).mean(-1, keepdim=True) + epsilon)).to(x.dtype)
+
+
+def plain_block(block: FrugalBlock, x: Tensor) -> Tensor:
+    """As transformers has it, every step autograd's own."""
+    y: Tensor = block.down_proj(silu(block.gate_proj(x)) * block.up_proj(x))
+    return y
+
+
+def full_logits(
+    model: RoutedModel, hidden: Tensor, ids: Tensor, learned: Tensor, starts: Sequence[int]
+) -> NextTokenLoss:
+    """Logits of every token at once, the loss of learned ones."""
+    ends = torch.zeros_like(learned)
+    ends[torch.tensor(starts[1:]) - 1] = True
+    targets = torch.where(learned, ids, -100).roll(-1).masked_fill(ends, -100)
+    total = cross_entropy(model.logits(hidden).float(), targets, reduction="sum")
+    return NextTokenLoss(total, int(learned.sum()), 0)
 
 
 ARMS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"steps": steps, "head": head}
-PLAIN: dict[str, Callable[[], Callable[[], None]]] = {}
+
+PLAIN: dict[str, tuple[Any, str, Any]] = {
+    "one node a layer": (core.linear, "_dense", lambda _base: None),
+    "frugal norms": (core.frugal, "rms_norm", plain_norm),
+    "frugal blocks": (FrugalBlock, "forward", plain_block),
+    "explicit attention": (core.attention, "SHORT", 0),
+    "head of learned tokens": (core.trainer, "next_token_loss", full_logits),
+}
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
