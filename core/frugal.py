@@ -29,7 +29,10 @@ class FrugalNorm(nn.Module):
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.weight, self.variance_epsilon = norm.weight, float(norm.variance_epsilon)  # type: ignore[arg-type]
+        weight, epsilon = norm.weight, norm.variance_epsilon
+        assert isinstance(weight, nn.Parameter)
+        assert isinstance(epsilon, float)
+        self.weight, self.variance_epsilon = weight, epsilon
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] to [..., H]."""
@@ -39,11 +42,16 @@ class FrugalNorm(nn.Module):
 class FrugalBlock(nn.Module):
     """Stands in the place of a Block."""
 
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+
     def __init__(self, block: nn.Module, *, checkpointing: bool) -> None:
         """checkpointing: all is reckoned again anyway, by who keeps the block's input."""
         super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = block.gate_proj, block.up_proj, block.down_proj
-        self.act_fn, self.checkpointing = block.act_fn, checkpointing
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            self.add_module(name, block.get_submodule(name))
+        self.checkpointing = checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] to [..., H]."""
