@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,7 @@ from core.specs.dataset import PromptExample
 RESULTS = Path("benchmarks/results/training.json")
 BASE = "smollm2-135m-instruct"
 LORA = {"type": "lora", "r": 16, "lora_alpha": 32.0, "target_modules": "all-linear"}
-# Packed rows of about as many tokens as eight of ours, so that both have as much in flight.
-PACKED = {"packing": True, "max_length": 1408, "gradient_checkpointing": False}
+ROW = 176  # tokens: a packed row holds about as many of these as our step has rows, so that both have as much in flight
 PEER_VIRTUAL: dict[str, dict[str, Any]] = {
     "prompt_tuning": {"num_virtual_tokens": 20},
     "prefix_tuning": {"num_virtual_tokens": 16, "prefix_projection": True, "encoder_hidden_size": 512},
@@ -73,7 +73,9 @@ class Bench:
 
     def found(self, arm: Arm) -> Found:
         """What one arm found, in a fresh process."""
-        plan_file, found_file = self.work / "plan.json", self.work / "found.json"
+        with tempfile.NamedTemporaryFile(dir=self.work, suffix=".json", delete=False) as file:
+            plan_file = Path(file.name)
+        found_file = plan_file.with_suffix(".found")
         shared = {
             "base_model": BASE,
             "cache": str(self.options.cache),
@@ -95,11 +97,12 @@ class Bench:
     def in_turns(self, arms: Mapping[str, Arm], rounds: int) -> dict[str, list[Found]]:
         """Every arm once a round, so many rounds."""
         found: dict[str, list[Found]] = {name: [] for name in arms}
-        for number in range(rounds):
-            for name, arm in arms.items():
-                found[name].append(self.found(arm))
-                figure = found[name][-1]["cpu_us_per_token"]
-                console.print(f"  round {number + 1} {name}: {figure:,.0f} µs/token, load {os.getloadavg()[0]:.1f}")
+        with ThreadPoolExecutor(len(arms) if self.options.together else 1) as pool:
+            for number in range(rounds):
+                for name, one in zip(arms, pool.map(self.found, arms.values()), strict=True):
+                    found[name].append(one)
+                    figure, load = one["cpu_us_per_token"], os.getloadavg()[0]
+                    console.print(f"  round {number + 1} {name}: {figure:,.0f} µs/token, load {load:.1f}")
         return found
 
 
@@ -117,13 +120,14 @@ def peer(method: Mapping[str, Any], precision: str, steps: int, batch: int, opti
 
 def sft(bench: Bench) -> Found:
     """Tokens a second and memory in fp32: ours, TRL's defaults, TRL at its best."""
-    steps, rounds = bench.options.steps, bench.options.rounds
+    steps, rows = bench.options.steps, bench.options.batch
+    packed = {"packing": True, "max_length": ROW * rows, "gradient_checkpointing": False}
     arms = {
-        "ours": ours(LORA, "fp32", steps, 8, floor=True),
-        "trl_best": peer(LORA, "fp32", steps, 1, PACKED),
-        "trl_default": peer(LORA, "fp32", steps, 8, {}),
+        "ours": ours(LORA, "fp32", steps, rows, floor=True),
+        "trl_best": peer(LORA, "fp32", steps, 1, packed),
+        "trl_default": peer(LORA, "fp32", steps, rows, {}),
     }
-    return compared(bench.in_turns(arms, rounds), "ours")
+    return compared(bench.in_turns(arms, bench.options.rounds), "ours") | {"rows_a_step": rows}
 
 
 def losses(bench: Bench) -> Found:
@@ -245,6 +249,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3, help="turns of every arm")
     parser.add_argument("--steps", type=int, default=4, help="of an arm, the first of which is not counted")
+    parser.add_argument("--batch", type=int, default=8, help="rows of a step of the part sft")
+    parser.add_argument("--together", action="store_true", help="a round's arms at once, where turns would take hours")
     parser.add_argument("--quick", action="store_true", help="one round of two steps: to see that it runs")
     options = parser.parse_args()
     if options.quick:

@@ -147,7 +147,7 @@ def attend_ragged(  # noqa: D417, PLR0917 - the library's signature; the class b
     if graft_batch.cache is None:
         # Cut once, not row by row: the gradient of a slice is as long as the whole batch, that of a cut is joined.
         lengths = [stop - start for start, stop in pairwise(graft_batch.starts)]
-        cut = zip(*(t.split(lengths, 1) for t in (q, k, v)), strict=True)
+        cut = zip(*(torch.split(t, lengths, 1) for t in (q, k, v)), strict=True)
         return torch.cat([layer.row_alone(row, *qkv) for row, qkv in enumerate(cut)])[None], None
     return layer.rows_in_cache(q, k, v)[None], None
 
