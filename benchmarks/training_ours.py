@@ -190,7 +190,7 @@ def head(plan: dict[str, Any]) -> dict[str, Any]:
         assert x.grad is not None
         return x.grad
 
-    x = hidden.float().requires_grad_()
+    x = hidden.float().clone().requires_grad_()
     wanted = learned.nonzero()[:, 0]
     cross_entropy(linear(x[wanted - 1], weight.float()), ids[wanted]).backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
