@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.serving_adapters import six_methods, sixteen
-from benchmarks.serving_bench import Arm, Bench, Found, compared, console, prompts, share
+from benchmarks.serving_bench import Arm, Bench, Found, compared, console, legal_groups, prompts, requests, share
 from benchmarks.serving_show import show
 
 RESULTS = Path("benchmarks/results/serving.json")
@@ -83,23 +83,156 @@ def gate(bench: Bench) -> Found:
     }
 
 
-PARTS: dict[str, Callable[[Bench], Found]] = {"sixteen": sixteen_rows, "gate": gate}
+def ablation(bench: Bench) -> Found:
+    """Our sixteen rows with one trick at a time put back to its plain form."""
+    words = prompts([16] * 16)
+    worn = [{"ids": ids, "adapter": n, "new": bench.options.new} for n, ids in enumerate(words)]
+    shared = {"arm": "batch", "adapters": bench.written(sixteen(), "sixteen"), "groups": [list(range(16))]}
+    bare = shared | {"rows": [row | {"adapter": None} for row in worn]}
+    shared |= {"rows": worn}
+    arms = {"all": Arm("ours", shared)}
+    arms |= {f"without {trick}": Arm("ours", shared | {"without": [trick]}) for trick in ("pages", "packing")}
+    arms |= {"base": Arm("ours", bare), "base without packing": Arm("ours", bare | {"without": ["packing"]})}
+    return {"arms": compared(bench.in_turns(arms), "all")}
+
+
+def mixed(bench: Bench) -> Found:
+    """64 adapters of six methods and base rows: one batch, PEFT's best legal groups, ours at these, one per method."""
+    kinds = six_methods(64)
+    made = bench.written(kinds, "mixed")
+    return {
+        popularity: _mixed(bench, [told["type"] for told in kinds], made, popularity)
+        for popularity in ("uniform", "zipf")
+    }
+
+
+def _mixed(bench: Bench, kinds: list[str], made: list[str], popularity: str) -> Found:
+    rows = requests(bench.options.requests, len(kinds), popularity)
+    names = ["base" if row["adapter"] is None else kinds[row["adapter"]] for row in rows]
+    legal = legal_groups(rows, names)
+    plan = {"arm": "batch", "adapters": made, "rows": rows}
+    whole, by_method = [list(range(len(rows)))], [[n for n, k in enumerate(names) if k == kind] for kind in set(names)]
+    found = bench.in_turns(
+        {
+            "ours": Arm("ours", plan | {"groups": whole}),
+            "ours_base": Arm("ours", plan | {"groups": whole, "rows": [row | {"adapter": None} for row in rows]}),
+            "peft_best_legal": Arm("peer", plan | {"groups": legal}),
+            "ours_at_peft_groups": Arm("ours", plan | {"groups": legal}),
+            "one_batch_per_method": Arm("ours", plan | {"groups": by_method}),
+        }
+    )
+    return {"arms": compared(found, "ours"), "mean_rows_of_a_peft_group": len(rows) / len(legal)}
+
+
+def rounding(bench: Bench) -> Found:
+    """Logits of bf16 held against fp32's, for one adapter of each method: the error over the logits' own spread."""
+    kinds = six_methods(12)
+    first = {told["type"]: n for n, told in reversed(list(enumerate(kinds)))}
+    worn = [*first.values(), None]
+    rows = [{"ids": ids, "adapter": n, "new": 1} for n, ids in zip(worn, prompts([24] * len(worn), 2), strict=True)]
+    plan = {"arm": "logits", "adapters": bench.written(kinds, "gate"), "rows": rows}
+    fine, coarse = (
+        torch.tensor(bench.once(Arm("ours", plan | {"precision": precision}))["logits"])
+        for precision in ("fp32", "bf16")
+    )
+    error = (fine - coarse).pow(2).mean(1).sqrt() / fine.std(1)
+    greatest, agree = (fine - coarse).abs().amax(1), fine.argmax(1) == coarse.argmax(1)
+    return {
+        "precision": "bf16 against fp32",
+        "rows": [
+            {"method": name, "error_over_spread": float(e), "greatest": float(g), "is_same_token": bool(a)}
+            for name, e, g, a in zip([*first, "base"], error, greatest, agree, strict=True)
+        ],
+    }
+
+
+def many(bench: Bench) -> Found:
+    """2,000 registered adapters by Zipf beside sixteen, where 64 fit in memory: rate, loads, what the process holds."""
+    count = 6 * bench.options.width
+    small = 4 * 4 * 30 * (576 + 576 + 576 + 192)  # bytes of one: rank 4 on q and v of 30 layers
+    arms = {}
+    for name, adapters in (("two_thousand", 2000), ("sixteen", 16)):
+        rows = [row | {"new": 16} for row in requests(count, adapters, "zipf")]
+        plan = {"arm": "many", "rows": rows, "groups": [list(range(count))], "adapter_bytes": 64 * small}
+        arms[name] = Arm("many", plan)
+    found = bench.in_turns(arms)
+    rows = [
+        {"arm": name, "round": n + 1, **{k: one[k] for k in ("loads", "failed", "rss_mb")}}
+        for name, rounds in found.items()
+        for n, one in enumerate(rounds)
+    ]
+    told = compared(found, "two_thousand")
+    return {"arms": told, "rows": rows, "of_sixteen": told["sixteen"]["ours_over_it"]}
+
+
+def cold(bench: Bench) -> Found:
+    """Others' time between tokens while rows arrive: with adapters that are in memory, and with ones that are not."""
+    words = prompts([16] * 16)
+    rows = [{"ids": ids, "adapter": n, "new": 32} for n, ids in enumerate(words)]
+    rows[-1]["new"] = 4
+    found = bench.in_turns({"cold": Arm("many", {"arm": "cold", "rows": rows, "groups": [list(range(16))]})})["cold"]
+    ratios = [one["cold"]["p99_ms"] / one["warm"]["p99_ms"] for one in found]
+    return {
+        "rows": [
+            {"arrives": kind, "round": n + 1, **one[kind]} for n, one in enumerate(found) for kind in ("warm", "cold")
+        ],
+        "p99_of_without": statistics.median(ratios),
+    }
+
+
+def vllm(bench: Bench) -> Found:
+    """The sixteen rows by vLLM, where --vllm-python names an environment that has it."""
+    if bench.options.vllm_python is None:
+        return {"skipped": "--vllm-python named no environment with vllm and psutil"}
+    words = prompts([16] * 16)
+    rows = [{"ids": ids, "adapter": n, "new": bench.options.new} for n, ids in enumerate(words)]
+    bare = [row | {"adapter": None} for row in rows]
+    shared = {"arm": "batch", "adapters": bench.written(sixteen(), "sixteen"), "groups": [list(range(16))]}
+    found = bench.in_turns(
+        {
+            "ours": Arm("ours", shared | {"rows": rows}),
+            "ours_base": Arm("ours", shared | {"rows": bare}),
+            "vllm": Arm("vllm", shared | {"rows": rows}),
+            "vllm_base": Arm("vllm", shared | {"rows": bare}),
+        }
+    )
+    return {
+        "arms": compared(found, "ours"),
+        "base_over_vllm_base": compared(found, "ours_base")["vllm_base"]["ours_over_it"],
+    }
+
+
+PARTS: dict[str, Callable[[Bench], Found]] = {
+    "sixteen": sixteen_rows,
+    "gate": gate,
+    "ablation": ablation,
+    "mixed": mixed,
+    "vllm": vllm,
+    "many": many,
+    "cold": cold,
+    "rounding": rounding,
+}
 
 
 def main() -> int:
     """Measure what is asked for, all if nothing is."""
     options = arguments()
-    kept: Found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as work:
         bench = Bench.of(options, Path(work))
         for part in options.only or PARTS:
             console.print(f"{part}: {PARTS[part].__doc__}")
-            kept[part] = about(options) | PARTS[part](bench)
-            show(part, kept[part])
-            RESULTS.parent.mkdir(exist_ok=True)
+            found = about(options) | PARTS[part](bench)
+            show(part, found)
+            kept = results() | {part: found}
             RESULTS.write_text(json.dumps(kept, indent=2) + "\n")
-    told = kept.get("gate")
+    told = results().get("gate")
     return 0 if told is None or (told["equal"] == told["of"] and told["same_in_other_company"]) else 1
+
+
+def results() -> Found:
+    """What is kept so far: read anew each time, for another part may be measured beside this one."""
+    found: Found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return found
 
 
 def about(options: argparse.Namespace) -> Found:
@@ -119,10 +252,12 @@ def arguments() -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--only", choices=PARTS, action="append", help="one part; may be repeated")
+    parser.add_argument("--vllm-python", help="of an environment with vllm and psutil")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--cache", type=Path, default=Path(".cache/benchmarks"), help="for the converted base model")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--width", type=int, default=16, help="rows of the engine")
+    parser.add_argument("--requests", type=int, default=64, help="of the part mixed")
     parser.add_argument("--rounds", type=int, default=3, help="turns of every arm")
     parser.add_argument("--new", type=int, default=64, help="new tokens of a row, where all rows have as many")
     return parser.parse_args()

@@ -130,6 +130,24 @@ def prompts(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
     return [[draw.randint(*WORDS) for _ in range(length)] for length in lengths]
 
 
+def requests(count: int, adapters: int, popularity: str) -> list[Row]:
+    """Rows of ragged prompts and answers, one in eight of the base, the others' adapters uniform or Zipf's, slope 1."""
+    draw = random.Random(7)
+    weights = [1.0 if popularity == "uniform" else 1 / (n + 1) for n in range(adapters)]
+    worn = [None if draw.random() < 1 / 8 else draw.choices(range(adapters), weights)[0] for _ in range(count)]
+    words = prompts([draw.randint(8, 64) for _ in range(count)], seed=8)
+    return [{"ids": ids, "adapter": a, "new": draw.randint(8, 48)} for ids, a in zip(words, worn, strict=True)]
+
+
+def legal_groups(rows: Sequence[Row], kinds: Sequence[str], width: int = 16) -> list[list[int]]:
+    """What PEFT may run in one `generate`: rows of LoRA and of the base mixed, others by adapter."""
+    shared: dict[object, list[int]] = {}
+    for number, (row, kind) in enumerate(zip(rows, kinds, strict=True)):
+        shared.setdefault("lora" if kind in {"lora", "qlora", "base"} else row["adapter"], []).append(number)
+    ordered = (sorted(group, key=lambda n: rows[n]["new"]) for group in shared.values())
+    return [group[at : at + width] for group in ordered for at in range(0, len(group), width)]
+
+
 def compared(found: Mapping[str, Sequence[Found]], ours: str) -> dict[str, Found]:
     """Medians of every arm, and of our rate over its own within a round, with that ratio's least and greatest."""
     arms = {}

@@ -7,7 +7,7 @@ Times are of this process's own CPU, so that a busy machine moves them little.
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from core.base.load import OpenBase, open_base
 from core.base.nf4 import dense_weight
 from core.effects import Effect, LowRank, SoftPrompt
 from core.model import RoutedModel, Rows
+from core.ops.pool import RankPool
+from core.packed_model import pack_model
 from core.peft_files import read
 from core.routing import Routing, tensors_of
 from core.settings import EMBEDDED_BASE_MODELS
@@ -33,16 +35,19 @@ Plan = dict[str, Any]
 class Arm:
     """An engine, its adapters by number, and the rows it is asked for."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, load: Callable[[str], Effect] | None = None) -> None:
+        """load: digest to serving form, where it is not the plan's folders that are served."""
         self.plan, self.base = plan, opened(plan)
         self.model = RoutedModel(self.base.model)
+        if "packing" not in plan.get("without", []):
+            pack_model(self.model)
         self.folders = {digest_of(n): Path(folder) for n, folder in enumerate(plan["adapters"])}
         self.engine = Engine(
             self.model,
-            self.load,
+            load or self.load,
             rows=plan["width"],
             context=plan["context"],
-            adapter_memory_bytes=4 << 30,
+            adapter_memory_bytes=plan.get("adapter_bytes", 4 << 30),
             max_waiting=len(plan["rows"]),
         )
         self.intake = Intake(
@@ -52,6 +57,11 @@ class Arm:
             vocabulary=self.base.facts.vocabulary,
             stop_ids=frozenset(),
         )
+
+    @property
+    def loads(self) -> int:
+        """How many adapters were loaded so far."""
+        return int(str(self.engine.status()["adapter_loads"]))
 
     def load(self, digest: str) -> Effect:
         """The serving form."""
@@ -126,6 +136,8 @@ class Arm:
 
 def batch(plan: Plan) -> Callable[[], Found]:
     """Rounds of the same rows; the first, which loads all adapters, is not counted."""
+    if "pages" in plan.get("without", []):
+        RankPool.pages_pay = False  # type: ignore[method-assign, assignment]
     arm = Arm(plan)
     arm.round()
 
@@ -170,16 +182,16 @@ def digest_of(number: int) -> str:
 ARMS: dict[str, Callable[[Plan], Callable[[], Found]]] = {"batch": batch, "logits": logits}
 
 
-def main(plan_file: str) -> None:
-    """Ready, then one round a line."""
+def serve(arms: Mapping[str, Callable[[Plan], Callable[[], Found]]], plan_file: str) -> None:
+    """Ready, then one round of the plan's arm a line."""
     said, sys.stdout = sys.stdout, sys.stderr
     plan = json.loads(Path(plan_file).read_text())
     torch.set_num_threads(plan["threads"])
-    once = ARMS[plan["arm"]](plan)
+    once = arms[plan["arm"]](plan)
     print(json.dumps("ready"), file=said, flush=True)
     for _ in sys.stdin:
         print(json.dumps(once()), file=said, flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve(ARMS, *sys.argv[1:])

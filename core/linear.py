@@ -12,6 +12,8 @@ from core.base.facts import site_of
 from core.base.nf4 import Linear4bit
 from core.effects import LowRank
 from core.ops.grouped import add_low_rank, add_masked, add_paged, product, rescale
+from core.ops.packed import FEW as FEW_PACKED
+from core.ops.packed import packed_product
 from core.ops.plain import Span
 from core.ops.pool import Paging, RankPool
 from core.routing import Routing, is_live
@@ -53,6 +55,7 @@ class RoutedLinear(nn.Module):
     def __init__(self, site: str, base: nn.Module, board: Switchboard) -> None:
         super().__init__()
         self.site, self.base, self._board = site, base, board
+        self.packed: Tensor | None = None  # the weight laid out for few tokens
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -66,8 +69,7 @@ class RoutedLinear(nn.Module):
         if flight is None:
             raise RuntimeError(OUTSIDE)
         if not flight.spans and flight.pool is None:
-            y: Tensor = self.base(x)
-            return y
+            return self._frozen(x)
         flat_x = x.view(-1, x.shape[-1])
         flat_y = self._with_long(flight, flat_x)
         if flight.pool is not None:
@@ -77,10 +79,17 @@ class RoutedLinear(nn.Module):
             flat_y = rescale(flat_y, getattr(self.base, "bias", None), flight.scaled, gains)
         return flat_y.view(*x.shape[:-1], -1)
 
+    def _frozen(self, x: Tensor) -> Tensor:
+        """The frozen layer alone: x [..., I] to [..., O]."""
+        if self.packed is not None and x.shape[-2] <= FEW_PACKED and not torch.is_grad_enabled():
+            return packed_product(x, self.packed, self.base.bias)  # type: ignore[arg-type]
+        y: Tensor = self.base(x)
+        return y
+
     def _with_long(self, flight: Flight, x: Tensor) -> Tensor:
         """The frozen product of x [N, I], and what the long spans add to it: [N, O]."""
         if not flight.spans:
-            return self.base(x)  # type: ignore[no-any-return]
+            return self._frozen(x)
         parts = flight.routing.parts(self.site)
         dropped = flight.routing.dropped(x, self.site, flight.starts)
         weight = _dense(self.base)
@@ -160,8 +169,12 @@ class Head:
     weight: Tensor  # [V, H]
     bias: Tensor | None  # [V]
     softcap: float | None  # logits are squeezed into (-softcap, softcap)
+    packed: Tensor | None = None  # the weight laid out for few rows
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, H] to [n, V]."""
-        raw = nn.functional.linear(hidden, self.weight, self.bias)
+        if self.packed is not None and len(hidden) <= FEW_PACKED and not torch.is_grad_enabled():
+            raw = packed_product(hidden, self.packed, self.bias)
+        else:
+            raw = nn.functional.linear(hidden, self.weight, self.bias)
         return raw if self.softcap is None else torch.tanh(raw / self.softcap) * self.softcap

@@ -1,9 +1,9 @@
 """Low-rank rows of the adapters now decoding, under one another, so that one product serves them all.
 
 Rows come in pages of PAGE, each of one adapter, so that pages may also be multiplied one by one, each with its own
-tokens alone (grouped.add_paged). Pages are claimed by an adapter's first decode step and found again at its next: a step
-whose adapters were there before moves no bytes. Rows whose adapter left are masked, not cleared, and taken by whoever
-comes next.
+tokens alone (grouped.add_paged). Pages are claimed by an adapter's first decode step and found again at its next: a
+step whose adapters were there before moves no bytes. Rows whose adapter left are masked, not cleared, and taken by
+whoever comes next.
 """
 
 import weakref
@@ -59,7 +59,7 @@ class RankPool:
 
     @property
     def pages_pay(self) -> bool:
-        """Whether products page by page are the faster ones. Elsewhere static shapes, or wide products, are worth more."""
+        """Whether products page by page are the faster ones; elsewhere static shapes or wide products pay."""
         return self._wide == torch.float32 and self.device.type == "cpu"
 
     def hold(self, effects: Sequence[LowRank]) -> None:

@@ -9,6 +9,7 @@ import torch
 from core.effects import LowRank
 from core.linear import _short
 from core.ops import grouped, plain
+from core.ops.packed import is_packable, pack, packed_product
 from core.ops.plain import Part, Span
 from core.ops.pool import NARROW, Paging, RankPool
 
@@ -218,3 +219,21 @@ def test_a_wide_pool_multiplies_in_the_models_type_and_a_narrow_one_in_fp32():
     assert pool.site("q")[0].dtype == here.dtype == torch.bfloat16
     torch.testing.assert_close(here.float(), unpooled(effects, "q", y.float(), x.float()), atol=0.3, rtol=0.03)
     assert torch.equal(here[2], y[2])
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_packed_product_equals_the_plain_one_for_any_number_of_tokens(has_bias):
+    weight, bias = torch.randn(70, 50), torch.randn(70) if has_bias else None
+    packed, other = pack(weight), pack(weight + 1)
+    for tokens in (1, 2, 7, 16, 33, 64):
+        x = torch.randn(1, tokens, 50)
+        plain_product = torch.nn.functional.linear(x, weight, bias)
+        with torch.inference_mode():
+            torch.testing.assert_close(packed_product(x, packed, bias), plain_product, atol=1e-4, rtol=1e-5)
+            assert not torch.allclose(packed_product(x, other, bias), plain_product, atol=1e-2)
+
+
+def test_only_fp32_on_a_cpu_is_packed():
+    assert is_packable(torch.zeros(2, 2)) == torch.backends.mkldnn.is_available()
+    assert not is_packable(torch.zeros(2, 2, dtype=torch.bfloat16))
+    assert not is_packable(torch.zeros(2, 2, device="meta"))
