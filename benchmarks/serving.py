@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.serving_adapters import six_methods, sixteen
-from benchmarks.serving_bench import Arm, Bench, Found, compared, console, legal_groups, prompts, requests, share
+from benchmarks.serving_bench import Arm, Bench, Found, Plan, compared, console, legal_groups, prompts, requests, share
 from benchmarks.serving_show import show
 
 RESULTS = Path("benchmarks/results/serving.json")
@@ -87,7 +87,7 @@ def ablation(bench: Bench) -> Found:
     """Our sixteen rows with one trick at a time put back to its plain form."""
     words = prompts([16] * 16)
     worn = [{"ids": ids, "adapter": n, "new": bench.options.new} for n, ids in enumerate(words)]
-    shared = {"arm": "batch", "adapters": bench.written(sixteen(), "sixteen"), "groups": [list(range(16))]}
+    shared: Plan = {"arm": "batch", "adapters": bench.written(sixteen(), "sixteen"), "groups": [list(range(16))]}
     bare = shared | {"rows": [row | {"adapter": None} for row in worn]}
     shared |= {"rows": worn}
     arms = {"all": Arm("ours", shared)}

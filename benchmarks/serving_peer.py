@@ -26,7 +26,7 @@ Found = dict[str, Any]
 Plan = dict[str, Any]
 
 
-class Clock(StoppingCriteria):  # type: ignore[misc]
+class Clock(StoppingCriteria):
     """Stops nothing: notes when each token of a batch was there."""
 
     def __init__(self) -> None:

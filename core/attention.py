@@ -191,8 +191,8 @@ class _Layer:
         if decode is not None:
             if decode.is_whole:
                 return self.decode(q, k, v, keys, values, decode)
-            own = (t[:, decode.tokens] for t in (q, k, v))
-            out[decode.tokens] = self.decode(*own, keys, values, decode)
+            q, k, v = (t[:, decode.tokens] for t in (q, k, v))
+            out[decode.tokens] = self.decode(q, k, v, keys, values, decode)
         return out
 
     def decode(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: DecodeRows) -> Tensor:  # noqa: PLR0917

@@ -13,7 +13,8 @@ FEW = 64  # tokens up to which the packed product is the faster one
 
 def is_packable(weight: Tensor) -> bool:
     """Whether a weight [O, I] can be packed here: fp32, on a CPU, where torch has oneDNN."""
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    has_one_dnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and has_one_dnn
 
 
 def pack(weight: Tensor) -> Tensor:
