@@ -16,7 +16,7 @@ from api.guard import Guarded
 from api.limits import RateLimiter
 from api.queue import Queue
 from api.resources import Resources
-from api.routes import adapters, chat, completions, files, fine_tuning, health, models, preview
+from api.routes import adapters, chat, completions, estimate, files, fine_tuning, health, models, preview
 from core.blobs import open_store
 from core.records.database import Database
 from core.records.sweeper import Sweeper
@@ -40,7 +40,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.resources = resources
     app.router.route_class = Guarded
-    for routes in (health, files, fine_tuning, preview, models, adapters, chat, completions):
+    for routes in (health, files, fine_tuning, estimate, preview, models, adapters, chat, completions):
         app.include_router(routes.router)
     app.add_middleware(Edge, metrics=resources.metrics)
     errors.install(app)

@@ -33,7 +33,7 @@ from core.trainer import Event, Failed, Score, Skipped, Step, evaluate
 from worker import due, failpoints
 from worker.export import details_of, export
 from worker.judging import Judge
-from worker.meters import Ranks, step_report
+from worker.meters import Pace, Ranks, memory_bytes, step_report
 from worker.opened import Opened
 from worker.quiz import Quiz
 from worker.reading import corpus_of, start_of
@@ -71,7 +71,7 @@ class Attempt:
         self.say, self.drain = say, drain
         self.checkpoints = assignment.work_dir / "checkpoints"
         self.adapters = assignment.work_dir / "adapters"
-        self.ranks = Ranks()
+        self.ranks, self.pace = Ranks(), Pace()
         self.metrics: dict[str, float] = {}  # of the last step, and of the last validation
         self.saved_at = time.monotonic()
 
@@ -159,6 +159,7 @@ class Attempt:
 
     def _report(self, step: Step) -> None:
         self.metrics |= {"train_loss": step.loss, "train_mean_token_accuracy": step.accuracy}
+        self.pace.note(step)
         self.say(step_report(step, self.ranks, self.base.device))
         self._reached(f"step:{step.number}")
 
@@ -289,6 +290,8 @@ class Attempt:
                 metrics=self.metrics,
                 details=details_of(self.run.method, self.base) | measured,
                 outcome=outcome,
+                memory_bytes=memory_bytes(self.base.device),
+                tokens_per_s=self.pace.tokens_per_s,
             )
         )
         return FINISHED

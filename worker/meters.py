@@ -1,4 +1,4 @@
-"""What an attempt reports beside its loss: memory in use, ranks that moved. Knows no job."""
+"""What an attempt reports beside its loss: memory in use, its pace, ranks that moved. Knows no job."""
 
 import resource
 import sys
@@ -34,6 +34,23 @@ def step_report(step: Step, ranks: "Ranks", device: torch.device) -> StepReport:
         memory_bytes=memory_bytes(device),
         ranks=ranks.news(step.run.method),
     )
+
+
+class Pace:
+    """How fast one attempt learns, over all its steps."""
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds = 0, 0.0
+
+    def note(self, step: Step) -> None:
+        """One more step."""
+        self._tokens += step.tokens
+        self._seconds += step.seconds
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """None before the first step."""
+        return self._tokens / self._seconds if self._seconds else None
 
 
 class Ranks:

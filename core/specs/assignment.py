@@ -144,6 +144,8 @@ class FinishedReport(Spec):
         description="For the registry: parameters, peft_type, base precision and quantisation."
     )
     outcome: Outcome | None = None
+    memory_bytes: int | None = Field(None, description="The most that was in use.")
+    tokens_per_s: float | None = Field(None, description="Of this attempt's steps; None where it made none.")
 
 
 class WarningReport(Spec):
