@@ -1,4 +1,4 @@
-"""What a planned job will take: its files measured by an engine, its device as trainers say, its pace from jobs done."""
+"""What a planned job will take: an engine measures its files, trainers say their device, jobs done say the pace."""
 
 import statistics
 from dataclasses import dataclass

@@ -20,6 +20,7 @@ from typing import Any
 
 from core.adapter_sizes import kept_parameters, trained_parameters, worn_sites, written_parameters
 from core.specs.estimate import Advice, Amount, BaseShape, Basis, Device, Estimate, Memory
+from core.specs.method import AdaLoraSpec, LoraSpec
 from core.specs.training import Optimizer, TrainSpec
 
 CHUNK = 256  # tokens whose logits exist at once: core/losses.py, which this cannot import
@@ -100,7 +101,7 @@ def estimate(
     known = constants or CONSTANTS[device.kind if device else "cpu"]
     memory = memory_of(shape, spec, amount, known)
     steps = -(-amount.n_examples // spec.batch_size) * spec.n_epochs
-    seconds = _seconds(shape, spec, amount, steps, tokens_per_s, known)
+    seconds = known.opening_s + _training_s(shape, spec, amount, tokens_per_s or 0.0, known)
     basis: Basis = "default" if tokens_per_s is None else "jobs"
     spread = PACE_SPREAD[basis]
     fits = None if device is None else memory.total <= ROOM * device.memory_bytes
@@ -184,18 +185,17 @@ def operations(shape: BaseShape, spec: TrainSpec, tokens: int, learned: int) -> 
     return spec.method.members * (tokens * (4.0 * shape.linear_parameters + 6.0 * trained) + head)
 
 
-def _seconds(
-    shape: BaseShape, spec: TrainSpec, amount: Amount, steps: int, tokens_per_s: float | None, known: Constants
-) -> float:
+def _training_s(shape: BaseShape, spec: TrainSpec, amount: Amount, tokens_per_s: float, known: Constants) -> float:
+    """All epochs and validations. tokens_per_s: 0 where it is not known."""
     per_epoch = -(-amount.n_examples // spec.batch_size)
-    validations = math.ceil(steps / (spec.eval_steps or per_epoch)) if amount.validation_tokens else 0
+    validations = math.ceil(per_epoch * spec.n_epochs / (spec.eval_steps or per_epoch))
     seen = amount.validation_tokens * validations
     if tokens_per_s:
         # A validation goes forward alone, which is about a third of a training step.
-        return known.opening_s + (amount.tokens * spec.n_epochs + seen / 3) / tokens_per_s
+        return (amount.tokens * spec.n_epochs + seen / 3) / tokens_per_s
     done = operations(shape, spec, amount.tokens, amount.learned_tokens) * spec.n_epochs
     validated = operations(shape, spec, seen, 0) / 2
-    return known.opening_s + (done + validated) / known.operations_per_s
+    return (done + validated) / known.operations_per_s
 
 
 def advice(shape: BaseShape, spec: TrainSpec, amount: Amount, device: Device, known: Constants) -> Iterator[Advice]:
@@ -230,11 +230,18 @@ def _shorter_rows(spec: TrainSpec, amount: Amount) -> Iterator[Turn]:
 
 
 def _lower_rank(spec: TrainSpec, amount: Amount) -> Iterator[Turn]:
-    field = next((name for name in ("r", "init_r") if hasattr(spec.method, name)), None)
-    rank = getattr(spec.method, field) if field else 1
+    match spec.method:
+        case LoraSpec(r=rank):
+            field = "r"
+        case AdaLoraSpec(init_r=rank):
+            field = "init_r"
+        case _:
+            return
     while rank > 1:
         rank //= 2
-        changes = {field: rank} | ({"target_r": min(rank, spec.method.target_r)} if field == "init_r" else {})  # type: ignore[union-attr]
+        changes = {field: rank}
+        if isinstance(spec.method, AdaLoraSpec):
+            changes["target_r"] = min(rank, spec.method.target_r)
         method = spec.method.model_copy(update=changes)
         yield f"peft.{field}", rank, spec.model_copy(update={"method": method}), amount
 

@@ -29,7 +29,7 @@ from core.specs.assignment import (
     SamplesReport,
     WarningReport,
 )
-from core.trainer import Event, Failed, Score, Skipped, Step, evaluate
+from core.trainer import Cramped, Event, Failed, Score, Skipped, Step, evaluate
 from worker import due, failpoints
 from worker.export import details_of, export
 from worker.judging import Judge
@@ -97,6 +97,9 @@ class Attempt:
     def hear(self, event: Event) -> int | None:
         """Does what belongs to a turn of the run. FINISHED once that was its last and the adapter is made."""
         match event:
+            case Cramped():
+                self._narrow(event)
+                return None
             case Step():
                 self._report(event)
             case Skipped():
@@ -163,6 +166,17 @@ class Attempt:
         self.say(step_report(step, self.ranks, self.base.device))
         self._reached(f"step:{step.number}")
 
+    def _narrow(self, cramped: Cramped) -> None:
+        message = f"Memory was not enough; going on with {cramped.tokens_per_batch} tokens at a time"
+        self.say(
+            WarningReport(
+                code="out_of_memory",
+                message=message,
+                step=cramped.number,
+                tokens_per_batch=cramped.tokens_per_batch,
+            )
+        )
+
     def _skip(self, skipped: Skipped) -> None:
         message = f"the loss or gradient of step {skipped.number} was not finite; nothing was learned from it"
         self.say(WarningReport(code="step_skipped", message=message, step=skipped.number))
@@ -209,7 +223,7 @@ class Attempt:
         assert self.validation is not None
         assert self.quiz is not None
         score, said_at = Score(), -math.inf
-        for so_far in evaluate(self.model, self.run.method, self.validation, self.spec.tokens_per_batch):
+        for so_far in evaluate(self.model, self.run.method, self.validation, self.run.spec.tokens_per_batch):
             score = so_far
             if time.monotonic() - said_at >= SIGN_OF_LIFE_S:
                 self.say(PhaseReport(phase="evaluating"))

@@ -43,7 +43,7 @@ def measure(
     train_on: TrainOn = "assistant",
     template: Template | None = None,
 ) -> Measure:
-    """Reads a checked file and counts, virtual tokens and anchors too. Holds a few rows at a time, and 16 bytes of each.
+    """Reads a checked file and counts, virtual tokens and anchors too. Holds a few rows, and 16 bytes of every one.
 
     max_tokens None finds nothing too long.
 

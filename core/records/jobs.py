@@ -177,7 +177,7 @@ def checkpoints(
 
 
 def paces(session: Session, base_model: str, method: str, precision: str, *, newest: int) -> list[float]:
-    """Tokens a second that the newest jobs of this base, method and precision learned, whoever's: a machine's figure."""
+    """Tokens a second of the newest jobs of this base, method and precision, whoever's: it is a machine's figure."""
     done = select(Job.measured).where(Job.base_model == base_model, Job.state == "succeeded", Job.measured.is_not(None))
     of_kind = done.where(
         Job.spec["method"]["type"].as_string() == method, Job.spec["method"]["base_precision"].as_string() == precision
