@@ -70,7 +70,8 @@ class Case:
         size = self.method.get("r") or self.method.get("init_r") or self.method.get("num_virtual_tokens") or ""
         kind = " ".join(str(p) for p in (self.method["type"], self.method.get("parametrization"), size) if p)
         kind += " qv" if "target_modules" in self.method else ""
-        return f"{self.base[:6]} {self.precision} {kind} {self.batch}x{self.length}/{self.tokens_per_batch} {self.optimizer}"
+        rows = f"{self.batch}x{self.length}/{self.tokens_per_batch}"
+        return f"{self.base[:6]} {self.precision} {kind} {rows} {self.optimizer}"
 
 
 def cases() -> list[Case]:
