@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +37,7 @@ from core.reading import with_reading
 from core.settings import EMBEDDED_BASE_MODELS
 from core.specs.estimate import Amount, BaseShape, Largest, ScheduleSpec
 from core.specs.method import MethodSpec
-from core.specs.training import TrainSpec
+from core.specs.training import Optimizer, TrainSpec
 from core.trainer import Run, Step, train
 from worker.meters import memory_bytes
 
@@ -61,7 +62,7 @@ class Case:
     batch: int
     length: int
     precision: str = "fp32"
-    optimizer: str = "adamw"
+    optimizer: Optimizer = "adamw"
     tokens_per_batch: int = 2048
 
     @property
@@ -109,7 +110,12 @@ def sources() -> dict[str, str]:
     if not folder.exists():
         tokenizer = open_base(entry(EMBEDDED_BASE_MODELS, SMOL), cache_dir=CACHE, device="cpu").tokenizer
         torch.manual_seed(0)
-        sizes = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8, "num_attention_heads": 4}
+        sizes: dict[str, Any] = {
+            "hidden_size": 256,
+            "intermediate_size": 768,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+        }
         config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=2, tie_word_embeddings=True, **sizes)
         LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
         tokenizer.save_pretrained(folder)
@@ -124,7 +130,7 @@ def spec_of(case: Case) -> TrainSpec:
         n_epochs=1,
         batch_size=case.batch,
         learning_rate=1e-4,
-        optimizer=case.optimizer,  # type: ignore[arg-type]
+        optimizer=case.optimizer,
         lr_scheduler="constant",
         warmup_ratio=0,
         weight_decay=0,
@@ -251,7 +257,7 @@ def fitted(all_found: Sequence[tuple[Case, dict[str, Any]]], known: Constants) -
     return dataclasses.replace(known, **changes, operations_per_s=float(f"{np.median(paces):.3g}"))
 
 
-def not_negative(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def not_negative(matrix: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
     """Least squares with no coefficient below zero: Lawson and Hanson 1974, by projected coordinate descent."""
     scale = np.linalg.norm(matrix, axis=0)
     scale[scale == 0] = 1
@@ -263,7 +269,8 @@ def not_negative(matrix: np.ndarray, wanted: np.ndarray) -> np.ndarray:
             found[column] = max(0.0, float(scaled[:, column] @ residual))
         if np.abs(found - before).max() < 1e-9:  # noqa: PLR2004 - far below what is measured
             break
-    return found / scale
+    solved: NDArray[np.float64] = found / scale
+    return solved
 
 
 def show(outcomes: Sequence[dict[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from core.data.batches import Corpus, cuts, micro_batches
 from core.data.tokens import TokenRow
 from core.effects import Effect, members_of
+from core.happenings import Cramped, Event, Failed, Skipped, Step
 from core.losses import TokenLosses, token_losses
 from core.methods import Method
 from core.model import RoutedModel, Rows
@@ -30,51 +31,6 @@ from core.score import Loss, Score
 from core.shortage import MOST_HALVINGS, is_lack_of_memory, smaller
 
 __all__ = ["Cramped", "Event", "Failed", "Run", "Score", "Skipped", "Step", "evaluate", "train"]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One optimiser step of one run, done. number counts from 1 up to of."""
-
-    run: Run
-    number: int
-    of: int
-    loss: float  # nats for each learned token; of DPO, for each pair
-    accuracy: float  # share of learned tokens that were the most likely ones; of DPO, of pairs with a positive margin
-    learning_rate: float
-    grad_norm: float  # before clipping
-    tokens: int  # learned and unlearned
-    seconds: float  # of the whole turn
-    reward_margin: float | None = None  # of DPO: the mean of its pairs
-
-
-@dataclass(frozen=True, eq=False)
-class Skipped:
-    """One step of one run whose loss or gradient was not finite: nothing was learned, the run goes on."""
-
-    run: Run
-    number: int
-    in_a_row: int
-
-
-@dataclass(frozen=True, eq=False)
-class Failed:
-    """One run's own end: it takes no further turn, the others go on."""
-
-    run: Run
-    error: Exception
-
-
-@dataclass(frozen=True, eq=False)
-class Cramped:
-    """Memory was not enough for a turn, which begins anew in smaller parts. What a step learns stays the same."""
-
-    run: Run
-    number: int  # steps done
-    tokens_per_batch: int  # of its spec from now on
-
-
-Event = Step | Skipped | Failed | Cramped
 
 
 @dataclass(frozen=True, eq=False)

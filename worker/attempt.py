@@ -33,27 +33,16 @@ from core.trainer import Cramped, Event, Failed, Score, Skipped, Step, evaluate
 from worker import due, failpoints
 from worker.export import details_of, export
 from worker.judging import Judge
-from worker.meters import Pace, Ranks, memory_bytes, step_report
+from worker.meters import Pace, Ranks, memory_bytes, shortage_report, step_report
 from worker.opened import Opened
 from worker.quiz import Quiz
 from worker.reading import corpus_of, start_of
+from worker.reasons import Diverged, Drained, UnusableMethodError
 from worker.shift import measured_shift
 from worker.wish import Wish
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
 SIGN_OF_LIFE_S = 10.0  # a long validation says so often that it is going on
-
-
-class Drained(Exception):
-    """Somebody asked this attempt to stop, and what it did is on disk."""
-
-
-class UnusableMethodError(ValueError):
-    """The base model cannot wear what the spec asks for. The message is for the customer."""
-
-
-class Diverged(Exception):
-    """Loss or gradients were not finite again after one roll-back. The message is for the customer."""
 
 
 class Attempt:
@@ -98,7 +87,7 @@ class Attempt:
         """Does what belongs to a turn of the run. FINISHED once that was its last and the adapter is made."""
         match event:
             case Cramped():
-                self._narrow(event)
+                self.say(shortage_report(event))
                 return None
             case Step():
                 self._report(event)
@@ -165,17 +154,6 @@ class Attempt:
         self.pace.note(step)
         self.say(step_report(step, self.ranks, self.base.device))
         self._reached(f"step:{step.number}")
-
-    def _narrow(self, cramped: Cramped) -> None:
-        message = f"Memory was not enough; going on with {cramped.tokens_per_batch} tokens at a time"
-        self.say(
-            WarningReport(
-                code="out_of_memory",
-                message=message,
-                step=cramped.number,
-                tokens_per_batch=cramped.tokens_per_batch,
-            )
-        )
 
     def _skip(self, skipped: Skipped) -> None:
         message = f"the loss or gradient of step {skipped.number} was not finite; nothing was learned from it"

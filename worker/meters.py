@@ -6,8 +6,8 @@ import sys
 import torch
 
 from core.methods import Method
-from core.specs.assignment import StepReport
-from core.trainer import Step
+from core.specs.assignment import StepReport, WarningReport
+from core.trainer import Cramped, Step
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -34,6 +34,13 @@ def step_report(step: Step, ranks: "Ranks", device: torch.device) -> StepReport:
         memory_bytes=memory_bytes(device),
         ranks=ranks.news(step.run.method),
     )
+
+
+def shortage_report(cramped: Cramped) -> WarningReport:
+    """What a run goes on with where memory was not enough."""
+    message = f"Memory was not enough; going on with {cramped.tokens_per_batch} tokens at a time"
+    fewer = cramped.tokens_per_batch
+    return WarningReport(code="out_of_memory", message=message, step=cramped.number, tokens_per_batch=fewer)
 
 
 class Pace:

@@ -14,8 +14,8 @@ from core.specs.assignment import (
     FailedReport,
     Report,
 )
-from worker.attempt import Diverged, Drained, UnusableMethodError
 from worker.reading import UnusableFileError
+from worker.reasons import Diverged, Drained, UnusableMethodError
 
 
 def code_of(act: Callable[[], int | None], assignment: Assignment, say: Callable[[Report], None]) -> int | None:
