@@ -23,6 +23,7 @@ from api.routes import (
     compare,
     completions,
     embeddings,
+    estimate,
     files,
     fine_tuning,
     health,
@@ -53,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.resources = resources
     app.router.route_class = Guarded
     of_models = (chat, completions, embeddings, classify, compare)
-    for routes in (health, files, fine_tuning, preview, models, adapters, *of_models):
+    for routes in (health, files, fine_tuning, estimate, preview, models, adapters, *of_models):
         app.include_router(routes.router)
     app.add_middleware(Edge, metrics=resources.metrics)
     errors.install(app)

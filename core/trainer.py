@@ -7,7 +7,7 @@ each turn, so that a run may join or leave it between turns, and to stop altoget
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -20,6 +20,7 @@ from torch import Tensor
 from core.data.batches import Corpus, cuts, micro_batches
 from core.data.tokens import TokenRow
 from core.effects import Effect, members_of
+from core.happenings import Cramped, Event, Failed, Skipped, Step
 from core.losses import TokenLosses, token_losses
 from core.methods import Method
 from core.model import RoutedModel, Rows
@@ -27,44 +28,9 @@ from core.preferences import bare
 from core.routing import Routing, dropout_key
 from core.run import Run
 from core.score import Loss, Score
+from core.shortage import MOST_HALVINGS, is_lack_of_memory, smaller
 
-__all__ = ["Event", "Failed", "Run", "Score", "Skipped", "Step", "evaluate", "train"]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One optimiser step of one run, done. number counts from 1 up to of."""
-
-    run: Run
-    number: int
-    of: int
-    loss: float  # nats for each learned token; of DPO, for each pair
-    accuracy: float  # share of learned tokens that were the most likely ones; of DPO, of pairs with a positive margin
-    learning_rate: float
-    grad_norm: float  # before clipping
-    tokens: int  # learned and unlearned
-    seconds: float  # of the whole turn
-    reward_margin: float | None = None  # of DPO: the mean of its pairs
-
-
-@dataclass(frozen=True, eq=False)
-class Skipped:
-    """One step of one run whose loss or gradient was not finite: nothing was learned, the run goes on."""
-
-    run: Run
-    number: int
-    in_a_row: int
-
-
-@dataclass(frozen=True, eq=False)
-class Failed:
-    """One run's own end: it takes no further turn, the others go on."""
-
-    run: Run
-    error: Exception
-
-
-Event = Step | Skipped | Failed
+__all__ = ["Cramped", "Event", "Failed", "Run", "Score", "Skipped", "Step", "evaluate", "train"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +64,18 @@ class _Worn:
 def train(model: RoutedModel, runs: Sequence[Run]) -> Iterator[Event]:
     """Yields one event for each active run after every turn, until no run is active.
 
-    An error of the common forward, such as a lack of memory, is raised: it cannot be blamed on one run.
+    An error of the common forward is raised: it cannot be blamed on one run. So is a lack of memory where smaller
+    micro-batches were of no help: before that each run hears that it was Cramped.
     """
+    halvings = 0
     while active := [run for run in runs if run.is_active]:
         began = time.perf_counter()
         pieces = [_Piece(run, place, run.corpus.rows_of(place)) for run in active for place in run.next_rows()]
-        scores = _learn(model, pieces)
+        scores = _learned(model, pieces, can_shrink=halvings < MOST_HALVINGS)
+        if scores is None:
+            halvings += 1
+            yield from (Cramped(run, run.step, run.spec.tokens_per_batch) for run in active)
+            continue
         done = [_updated(run, sum(p.tokens for p in pieces if p.run is run), scores[run]) for run in active]
         seconds = time.perf_counter() - began
         yield from (replace(event, seconds=seconds) if isinstance(event, Step) else event for event in done)
@@ -127,13 +99,47 @@ def evaluate(model: RoutedModel, method: Method, corpus: Corpus, tokens_per_batc
         yield score
 
 
+def _learned(model: RoutedModel, pieces: Sequence[_Piece], *, can_shrink: bool) -> dict[Run, Score] | None:
+    """As _learn; None where memory was not enough and the runs of the turn have been given fewer tokens a forward.
+
+    No gradient is left of such a turn. Raises what _learn does.
+    """
+    try:
+        return _learn(model, pieces)
+    except (MemoryError, RuntimeError) as error:
+        if not (can_shrink and is_lack_of_memory(error) and _shrink(pieces)):
+            raise
+    # The error, which holds all that the turn had made, is gone by here.
+    for run in {piece.run for piece in pieces}:
+        run.optimiser.zero_grad()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _shrink(pieces: Sequence[_Piece]) -> bool:
+    """Whether the micro-batches of these will be smaller: each run's tokens of a forward are cut, where it has more."""
+    remaining, runs = iter(pieces), {piece.run for piece in pieces}
+    counts = cuts([piece.tokens for piece in pieces], _budget(runs))
+    tokens = smaller([[next(remaining).tokens for _ in range(count)] for count in counts])
+    if tokens is None:
+        return False
+    for run in runs:
+        run.forward_at_most(tokens * run.spec.method.members)
+    return True
+
+
+def _budget(runs: Iterable[Run]) -> int:
+    """Tokens of one micro-batch, of each member of an ensemble."""
+    return min(run.spec.tokens_per_batch // run.spec.method.members for run in runs)
+
+
 def _learn(model: RoutedModel, pieces: Sequence[_Piece]) -> dict[Run, Score]:
     """Goes forward and backward over a turn's rows; the gradients are then those of each run's mean loss."""
     scores = {piece.run: Score() for piece in pieces}
     weights = {run: sum(p.weight for p in pieces if p.run is run) for run in scores}
     remaining = iter(pieces)
-    budget = min(run.spec.tokens_per_batch // run.spec.method.members for run in scores)
-    for count in cuts([piece.tokens for piece in pieces], budget):
+    for count in cuts([piece.tokens for piece in pieces], _budget(scores)):
         for run, loss in _backward(model, [next(remaining) for _ in range(count)], weights):
             scores[run] = scores[run].plus(loss)
     return scores
@@ -265,8 +271,8 @@ def _guarded(run: Run, act: Callable[[], T]) -> T | None:
         return None
     try:
         return act()
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # all runs share the memory: it is nobody's own
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's own, and Failed carries it out
-        run.error = error
+    except Exception as error:
+        if is_lack_of_memory(error):
+            raise  # all runs share the memory: it is nobody's own
+        run.error = error  # whatever it is, it is this run's own, and Failed carries it out
         return None

@@ -1,4 +1,4 @@
-"""What an attempt reports beside its loss: memory in use, ranks that moved. Knows no job."""
+"""What an attempt reports beside its loss: memory in use, its pace, ranks that moved. Knows no job."""
 
 import resource
 import sys
@@ -6,8 +6,8 @@ import sys
 import torch
 
 from core.methods import Method
-from core.specs.assignment import StepReport
-from core.trainer import Step
+from core.specs.assignment import StepReport, WarningReport
+from core.trainer import Cramped, Step
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -34,6 +34,30 @@ def step_report(step: Step, ranks: "Ranks", device: torch.device) -> StepReport:
         memory_bytes=memory_bytes(device),
         ranks=ranks.news(step.run.method),
     )
+
+
+def shortage_report(cramped: Cramped) -> WarningReport:
+    """What a run goes on with where memory was not enough."""
+    message = f"Memory was not enough; going on with {cramped.tokens_per_batch} tokens at a time"
+    fewer = cramped.tokens_per_batch
+    return WarningReport(code="out_of_memory", message=message, step=cramped.number, tokens_per_batch=fewer)
+
+
+class Pace:
+    """How fast one attempt learns, over all its steps."""
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds = 0, 0.0
+
+    def note(self, step: Step) -> None:
+        """One more step."""
+        self._tokens += step.tokens
+        self._seconds += step.seconds
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """None before the first step."""
+        return self._tokens / self._seconds if self._seconds else None
 
 
 class Ranks:

@@ -123,7 +123,7 @@ class Progress:
                 case SamplesReport():
                     self._events.append(samples_event(report))
                 case WarningReport():
-                    self._events.append(Event(report.code, report.message, level="warn", step=report.step))
+                    self._events.append(warning_event(report))
 
     def note(self, event: Event) -> None:
         """Note what the supervisor itself has to say; it is written within WRITE_S."""
@@ -219,6 +219,12 @@ def validation_event(report: ValidationReport, last: StepReport | None) -> Event
     measured = {name: getattr(report, name) for name in ("valid_exact_match", "valid_accuracy", "valid_macro_f1")}
     metrics |= {name: value for name, value in measured.items() if value is not None}
     return Event("validation", message, type="metrics", step=report.step, data=metrics)
+
+
+def warning_event(report: WarningReport) -> Event:
+    """What is not as asked. Later attempts read from it how many tokens memory bears (worker/preparing.py)."""
+    data = None if report.tokens_per_batch is None else {"tokens_per_batch": report.tokens_per_batch}
+    return Event(report.code, report.message, level="warn", step=report.step, data=data)
 
 
 def samples_event(report: SamplesReport) -> Event:

@@ -12,10 +12,11 @@ from transformers import PreTrainedTokenizerFast
 
 from core.adapter_files import read_zip
 from core.base.load import OpenBase, open_base
+from core.data.amounts import measure
 from core.data.batches import Corpus
 from core.data.faults import Fault
 from core.data.formats import check, read
-from core.data.tokens import TooLongError, encode_all, measure
+from core.data.tokens import TooLongError, encode_all
 from core.effects import SoftPrompt
 from core.settings import Settings
 from core.specs.assignment import Assignment

@@ -132,6 +132,8 @@ class Job(Owned, Table):
     error_details: Mapped[list[Any] | None]
     result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     outcome: Mapped[dict[str, Any] | None]  # core.specs.assignment.Outcome, once it has succeeded
+    estimate: Mapped[dict[str, Any] | None]  # core.specs.estimate.Estimate; null where nothing could be foretold
+    measured: Mapped[dict[str, Any] | None]  # core.specs.estimate.Measured, once it has succeeded
     retry_of: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[float]
     started_at: Mapped[float | None]

@@ -179,6 +179,11 @@ def test_it_measures_a_dataset_by_its_own_tokeniser(settings):
         found = client.http.post("/measure", json=question).json()
         assert (found["n_examples"], found["context"]) == (2, 512)
         assert [row["line"] for row in found["too_long"]] == [2]
+        assert found["shape"]["layers"] == 2
+        assert found["largest"] is None
+        schedule = {"n_epochs": 1, "batch_size": 2, "tokens_per_batch": 2048, "seed": 0}
+        scheduled = client.http.post("/measure", json=question | {"schedule": schedule}).json()
+        assert scheduled["largest"]["tokens"] == found["tokens"]
         assert found["tokens"] > 300 < found["too_long"][0]["tokens"]
         for sha256, code in ((bad.sha256, "invalid_file"), ("0" * 64, "file_not_found")):
             refused = client.http.post("/measure", json=question | {"file_sha256": sha256})
