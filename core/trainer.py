@@ -211,7 +211,9 @@ class _Seen:
         """
         try:
             return self.losses(0, len(self.rows)).between
-        except ValueError:
+        except Exception as error:
+            if is_lack_of_memory(error):
+                raise
             return self.losses
 
 
