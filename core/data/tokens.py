@@ -144,6 +144,13 @@ def encode_prompt(prompt: str | Sequence[Message], tokenizer: PreTrainedTokenize
     return [index for ids in writer.ids([spans])[0] for index in ids]
 
 
+def conversations(examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, Example]]:
+    """A preference pair as its two conversations, one after the other, the preferred first; others as they are."""
+    for line, example in examples:
+        meant = example.meanings() if isinstance(example, PreferenceExample) else (example,)
+        yield from ((line, one) for one in meant)
+
+
 def measure(
     path: Path,
     tokenizer: PreTrainedTokenizerFast,
@@ -154,7 +161,7 @@ def measure(
 ) -> Measure:
     """Reads a checked file and counts, virtual tokens and anchors too. Holds a few rows at a time.
 
-    max_tokens None finds nothing too long.
+    max_tokens None finds nothing too long. A preference pair is two rows of one line.
 
     Raises:
         FaultyLineError: the file would not pass formats.check.
@@ -163,7 +170,7 @@ def measure(
     tokens = learned = count = n_too_long = 0
     too_long: list[tuple[int, int]] = []
     faults: list[Fault] = []
-    for row in outcomes(read(path), tokenizer, train_on, template):
+    for row in outcomes(conversations(read(path)), tokenizer, train_on, template):
         count += 1
         if isinstance(row, Fault):
             faults += [row] if len(faults) < MAX_FAULTS_KEPT else []
