@@ -23,6 +23,10 @@ CHECKPOINT_METRICS = (
     "valid_exact_match",
     "valid_accuracy",
     "valid_macro_f1",
+    "train_reward_margin",
+    "train_reward_accuracy",
+    "valid_reward_margin",
+    "valid_reward_accuracy",
 )
 # What OpenAI's client calls hyperparameters; all else of a TrainSpec but these and the method is `training`.
 _HYPERPARAMETERS = {"n_epochs", "batch_size", "learning_rate_multiplier"}

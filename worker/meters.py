@@ -18,14 +18,21 @@ def memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def metrics_of(step: Step) -> dict[str, float]:
+    """What a step learned, by the names of a run's metrics: of pairs there are rewards and no tokens to be right."""
+    if step.reward_margin is None:
+        return {"train_loss": step.loss, "train_mean_token_accuracy": step.accuracy}
+    rewards = {"train_reward_margin": step.reward_margin, "train_reward_accuracy": step.accuracy}
+    return {"train_loss": step.loss, **rewards}
+
+
 def step_report(step: Step, ranks: "Ranks", device: torch.device) -> StepReport:
     """A step just done, and what it took. ranks: of its run."""
     return StepReport(
         step=step.number,
         total_steps=step.of,
         epoch=step.run.epoch,
-        train_loss=step.loss,
-        train_mean_token_accuracy=step.accuracy,
+        **metrics_of(step),
         learning_rate=step.learning_rate,
         grad_norm=step.grad_norm,
         tokens=step.tokens,

@@ -33,6 +33,15 @@ log = structlog.get_logger()
 WRITE_S = 1.0
 FENCE_AT = 0.75  # of the lease: without a heartbeat for so long, somebody else may be about to take the job
 JITTER = 0.2
+# What only some jobs measure: left out of the others' metrics.
+TRAIN_ONLY_SOME = ("train_reward_margin", "train_reward_accuracy")
+VALID_ONLY_SOME = (
+    "valid_reward_margin",
+    "valid_reward_accuracy",
+    "valid_exact_match",
+    "valid_accuracy",
+    "valid_macro_f1",
+)
 
 PHASES: dict[Phase, str] = {
     "loading_model": "Loading the base model",
@@ -216,8 +225,7 @@ def validation_event(report: ValidationReport, last: StepReport | None) -> Event
     for name in ("valid_loss", "valid_mean_token_accuracy"):
         metrics[name] = metrics[f"full_{name}"] = getattr(report, name)
     metrics["best_step"] = report.best_step
-    measured = {name: getattr(report, name) for name in ("valid_exact_match", "valid_accuracy", "valid_macro_f1")}
-    metrics |= {name: value for name, value in measured.items() if value is not None}
+    metrics |= _known(report, VALID_ONLY_SOME)
     return Event("validation", message, type="metrics", step=report.step, data=metrics)
 
 
@@ -235,6 +243,12 @@ def samples_event(report: SamplesReport) -> Event:
     return Event("samples", message, step=report.step, data=data)
 
 
+def _known(report: StepReport | ValidationReport | None, names: tuple[str, ...]) -> dict[str, float]:
+    """Of what not every job measures, what this one did."""
+    measured = {name: getattr(report, name) for name in names} if report else {}
+    return {name: value for name, value in measured.items() if value is not None}
+
+
 def _metrics(step: int, total_steps: int, said: StepReport | None) -> dict[str, Any]:
     """OpenAI's names, then ours; None where nothing is known."""
     return {
@@ -250,5 +264,6 @@ def _metrics(step: int, total_steps: int, said: StepReport | None) -> dict[str, 
         "grad_norm": said and said.grad_norm,
         "tokens_per_s": said and said.tokens_per_s,
         "gpu_mem_bytes": said and said.memory_bytes,
+        **_known(said, TRAIN_ONLY_SOME),
         **({"ranks": said.ranks} if said and said.ranks else {}),
     }

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from core.data.faults import MAX_FAULTS_KEPT, Fault
 from core.data.formats import read
-from core.data.tokens import TrainOn, outcomes
+from core.data.tokens import TrainOn, conversations, outcomes
 from core.specs.template import Template
 
 
@@ -45,7 +45,7 @@ def measure(
 ) -> Measure:
     """Reads a checked file and counts, virtual tokens and anchors too. Holds a few rows, and 16 bytes of every one.
 
-    max_tokens None finds nothing too long.
+    max_tokens None finds nothing too long. A preference pair is two rows of one line.
 
     Raises:
         FaultyLineError: the file would not pass formats.check.
@@ -55,7 +55,7 @@ def measure(
     counts = bytearray()
     too_long: list[tuple[int, int]] = []
     faults: list[Fault] = []
-    for row in outcomes(read(path), tokenizer, train_on, template):
+    for row in outcomes(conversations(read(path)), tokenizer, train_on, template):
         count += 1
         if isinstance(row, Fault):
             faults += [row] if len(faults) < MAX_FAULTS_KEPT else []

@@ -70,6 +70,11 @@ class Corpus:
         return (self[place],)
 
     @property
+    def chosen(self) -> "Corpus":
+        """The rows that a model is to say: of a plain corpus all of them."""
+        return self
+
+    @property
     def learned_tokens(self) -> int:
         """How many tokens are learned in one epoch."""
         return int(self.learned.sum())

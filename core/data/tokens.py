@@ -132,6 +132,13 @@ def encode_answer(answer: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return list(_writer(tokenizer).words.encode([answer], is_first=False)[0])
 
 
+def conversations(examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, Example]]:
+    """A preference pair as its two conversations, one after the other, the preferred first; others as they are."""
+    for line, example in examples:
+        meant = example.meanings() if isinstance(example, PreferenceExample) else (example,)
+        yield from ((line, one) for one in meant)
+
+
 @dataclass(frozen=True)
 class _Span:
     """A stretch of a row before it is encoded. is_first: encoded as the first text of a document is."""

@@ -20,6 +20,8 @@ LEARNING_RATES = {
     "prompt_tuning": 2e-2,
     "p_tuning": 2e-3,
 }
+# Of those, what DPO takes (docs/methods/dpo.md).
+DPO_RATE_FACTOR = 0.2
 # What makes virtual tokens is shaken apart by a first step at the full rate.
 WARMUP_RATIOS = {"prefix_tuning": 0.1, "prompt_tuning": 0.1, "p_tuning": 0.1}
 
@@ -46,6 +48,22 @@ class HyperparametersRequest(Spec):
         return _within(
             {"n_epochs": (1, 50), "batch_size": (1, 256), "learning_rate_multiplier": (1e-3, 100.0)}, value, field
         )
+
+
+class DPOHyperparametersRequest(HyperparametersRequest):
+    """OpenAI's knobs of DPO."""
+
+    beta: Auto | float = Field("auto", description="How strongly the adapter is held to where it started.")
+
+    @field_validator("beta")
+    @classmethod
+    def _within_reach(cls, value: Auto | float, field: ValidationInfo) -> Auto | float:
+        return _within({"beta": (1e-3, 10.0)}, value, field)
+
+    @property
+    def knobs(self) -> HyperparametersRequest:
+        """Those that every job has."""
+        return HyperparametersRequest(**self.model_dump(exclude={"beta"}))
 
 
 class EarlyStopping(Spec):
@@ -140,6 +158,7 @@ def resolve(
     training: TrainingRequest,
     seed: int,
     n_examples: int,
+    dpo: DPO | None = None,
 ) -> TrainSpec:
     """Every "auto" made a number. A pure function of its arguments, so that the API can echo what the trainer will do.
 
@@ -154,7 +173,9 @@ def resolve(
         epochs = max(1, min(6, round(400 * batch / max(n_examples, 1))))
         epochs = max(epochs, 3) if n_examples < SMALL_DATASET else max(1, epochs)
     multiplier = 1.0 if hyperparameters.learning_rate_multiplier == "auto" else hyperparameters.learning_rate_multiplier
-    rate = LEARNING_RATES[method.type] if training.learning_rate == "auto" else training.learning_rate
+    rate = LEARNING_RATES[method.type] * (DPO_RATE_FACTOR if dpo else 1)
+    if training.learning_rate != "auto":
+        rate = training.learning_rate
     optimizer = training.optimizer
     if optimizer == "auto":
         optimizer = "paged_adamw_32bit" if method.base_precision == "nf4" else "adamw"
@@ -183,4 +204,5 @@ def resolve(
         early_stopping=training.early_stopping,
         serve=training.serve,
         seed=seed,
+        dpo=dpo,
     )
