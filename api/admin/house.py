@@ -1,5 +1,9 @@
 """The dashboard's rooms, in the order of its navigation."""
 
-from api.admin import data, jobs, overview, sign_in
+from api.admin import account, adapters, data, jobs, overview, sign_in, workers
 
-ROUTERS = (sign_in.router, sign_in.inside, overview.router, data.router, jobs.router)
+ROUTERS = (
+    sign_in.router,
+    sign_in.inside,
+    *(room.router for room in (overview, data, jobs, adapters, workers, account)),
+)

@@ -95,9 +95,7 @@ class Words:
 
 @cache
 def catalogue(language: str) -> Mapping[str, str]:
-    """English text to that of a language; empty for English."""
-    if language == "en":
-        return {}
+    """English text, or the key of a name, to what a language says. In English text says itself."""
     found: dict[str, str] = json.loads((ROOM / f"words.{language}.json").read_text(encoding="utf-8"))
     return found
 

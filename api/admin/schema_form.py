@@ -27,7 +27,9 @@ class Field:
     @property
     def shown(self) -> str:
         """The default as an input holds it."""
-        return "" if self.default is None or self.kind in {"list", "json"} else f"{self.default}"
+        if self.default is None or self.kind in {"list", "json"}:
+            return ""
+        return f"{self.default:g}" if isinstance(self.default, float) else f"{self.default}"
 
     @property
     def is_broad(self) -> bool:

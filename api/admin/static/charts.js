@@ -1,18 +1,18 @@
 // Curves of a run, drawn by uPlot in the page's own colours, and ranks over steps as a map drawn by hand.
 "use strict";
 Graft.charts = (() => {
-  const { t, make, size, number } = Graft;
+  const { t, make, number } = Graft;
   const few = (value) => (value == null ? "–" : Math.abs(value) >= 1000 ? number(value) : value.toPrecision(3));
   const tiny = (value) => (value == null ? "–" : value.toExponential(1));
   const share = (value) => (value == null ? "–" : `${(value * 100).toFixed(1)} %`);
   // What is drawn: names of figures, the first three colours, and how they are read.
   const KINDS = [
     { id: "loss", title: "Loss", series: [["train_loss", "training"], ["full_valid_loss", "validation"]], read: few, isBroad: true, canLog: true, canSmooth: true },
-    { id: "accuracy", title: "Token accuracy", series: [["train_mean_token_accuracy", "training"], ["full_valid_mean_token_accuracy", "validation"]], read: share, canSmooth: true },
+    { id: "accuracy", title: "Token accuracy", series: [["train_mean_token_accuracy", "training"], ["full_valid_mean_token_accuracy", "validation"]], read: share, isBroad: true, canSmooth: true },
     { id: "rate", title: "Learning rate", series: [["learning_rate", "rate"]], read: tiny },
     { id: "norm", title: "Gradient norm", series: [["grad_norm", "norm"]], read: few, canLog: true, canSmooth: true },
     { id: "pace", title: "Tokens per second", series: [["tokens_per_s", "pace"]], read: few, canSmooth: true },
-    { id: "memory", title: "Memory", series: [["gpu_mem_bytes", "in use"]], read: (value) => (value == null ? "–" : size(value)) },
+    { id: "memory", title: "Memory", series: [["gpu_mem_bytes", "in use"]], read: (value) => (value == null ? "–" : `${(value / 1e9).toFixed(2)} GB`) },
   ];
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 

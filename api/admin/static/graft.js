@@ -69,6 +69,16 @@ const Graft = (() => {
     }
   });
 
+  // <form data-confirm>: asked twice, then sent.
+  document.addEventListener("submit", async (event) => {
+    const form = event.target;
+    if (!form.dataset.confirm || form.dataset.isMeant) return;
+    event.preventDefault();
+    if (!(await confirmed(form.dataset.confirm, event.submitter.textContent.trim()))) return;
+    form.dataset.isMeant = "yes";
+    form.requestSubmit();
+  });
+
   // <button data-copy="#id">: puts an element's text on the clipboard.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("button[data-copy]");
