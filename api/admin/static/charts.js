@@ -12,7 +12,7 @@ Graft.charts = (() => {
     { id: "rate", title: "Learning rate", series: [["learning_rate", "rate"]], read: tiny },
     { id: "norm", title: "Gradient norm", series: [["grad_norm", "norm"]], read: few, canLog: true, canSmooth: true },
     { id: "pace", title: "Tokens per second", series: [["tokens_per_s", "pace"]], read: few, canSmooth: true },
-    { id: "memory", title: "Memory", series: [["gpu_mem_bytes", "in use"]], read: (value) => (value == null ? "–" : `${(value / 1e9).toFixed(2)} GB`) },
+    { id: "memory", title: "Memory", series: [["gpu_mem_bytes", "in use"]], read: (value) => (value == null ? "–" : `${(value / 1e9).toFixed(3)} GB`) },
   ];
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
