@@ -28,6 +28,7 @@ from api.routes import (
     files,
     fine_tuning,
     health,
+    job_stream,
     models,
     preview,
 )
@@ -56,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.resources = resources
     app.router.route_class = Guarded
     of_models = (chat, completions, embeddings, classify, compare)
-    for routes in (health, files, fine_tuning, preview, models, adapters, *of_models):
+    for routes in (health, files, fine_tuning, job_stream, preview, models, adapters, *of_models):
         app.include_router(routes.router)
     app.add_middleware(Edge, metrics=resources.metrics)
     for router in admin.ROUTERS:

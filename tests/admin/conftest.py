@@ -1,16 +1,12 @@
 """The dashboard on a real front end, over HTTP and in a real Chromium."""
 
-import shutil
-
 import browser
-import httpx
 import pytest
 import showcase
 from serving import running, serving
+from visiting import settings_in, signed_in, sitting
 
-from core.records import sessions
 from core.records.database import Database
-from core.settings import Settings
 
 
 @pytest.fixture(scope="session")
@@ -20,11 +16,6 @@ def empty_database(tmp_path_factory):
     database.migrate()
     database.close()
     return path
-
-
-def settings_in(folder, empty_database, **fields):
-    shutil.copy(empty_database, folder / "graft.db")
-    return Settings(data_dir=folder, redis_url=f"unix://{folder}/nobody.sock", max_upload_bytes=1 << 20, **fields)
 
 
 @pytest.fixture
@@ -45,14 +36,6 @@ def visitor(service):
         yield client
 
 
-def sitting(service, key=None):
-    origin = service.url
-    client = httpx.Client(base_url=origin, headers={"origin": origin}, timeout=30)
-    answer = client.post("/admin/sign-in", data={"credential": key or service.key})
-    assert answer.status_code == 303, answer.text
-    return client
-
-
 @pytest.fixture(scope="session")
 def chromium():
     if browser.executable() is None:
@@ -67,12 +50,6 @@ def shown(tmp_path_factory, empty_database):
     settings = settings_in(tmp_path_factory.mktemp("shown"), empty_database)
     with serving(settings) as service, running(service):
         yield service, showcase.furnish(service)
-
-
-def signed_in(chromium, service, **look):
-    page = browser.visitor(chromium, service, **look)
-    browser.sign_in(page, service, sessions.offer_code(service.database))
-    return page
 
 
 @pytest.fixture

@@ -4,10 +4,13 @@ import json
 
 import pytest
 from browser import axe_faults
-from conftest import signed_in
-from serving import running
+from visiting import signed_in
+from fake_engine import Served
+from serving import running, serving
 
+from api.main import create_app
 from core.records import jobs
+from core.records.database import Database
 from core.records.tables import BrowserSession
 
 PLACES = [
@@ -28,7 +31,7 @@ def test_every_page_is_accessible_fits_its_screen_and_says_nothing_to_the_consol
     page = signed_in(chromium, service, **look)
     for place in PLACES:
         page.goto(service.url + place.format(**ids))
-        page.wait_for_load_state("networkidle")
+        page.wait_for_timeout(400)
         for summary in page.locator("details > summary").all():
             if summary.is_visible():
                 summary.click()
@@ -103,7 +106,7 @@ def test_one_prompt_is_answered_by_several_models_side_by_side(service, page):
         page.get_by_label("Most tokens").fill("12")
         page.get_by_label("Mark what differs").check()
         page.get_by_role("button", name="Ask them").click()
-        page.wait_for_function("document.querySelectorAll('#answers .quiet').length === 2 && !document.querySelector('#answers').innerText.includes('waiting')")
+        page.wait_for_selector("#stop", state="hidden")
         answers = [one.inner_text() for one in page.locator("#answers .answer").all()]
     assert [len(answer.split()) for answer in answers] == [12, 12]
     assert answers[0] != answers[1]
@@ -122,6 +125,34 @@ def test_a_job_is_cancelled_only_once_it_is_meant(service, page):
     page.get_by_role("button", name="Run it again").wait_for()
     assert service.http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["status"] == "cancelled"
     page.faults.clear()
+
+
+def test_a_stream_that_breaks_goes_on_without_losing_or_doubling_a_point(settings, chromium):
+    with serving(settings) as first:
+        job_id = first.job(suffix="live").json()["id"]
+        held = jobs.claim(first.database, owner="test", lease_s=600, job_id=job_id)
+        jobs.record(first.database, held, [step_event(step) for step in range(1, 11)])
+        page = signed_in(chromium, first)
+        page.goto(f"{first.url}/admin/jobs/{job_id}")
+        page.wait_for_selector("#feed[data-points='10']")
+        port = int(first.url.rpartition(":")[2])
+        account = first.account
+    with Served(create_app(settings), port):  # the API has died and come again
+        jobs.record(Database(settings.database), held, [step_event(step) for step in range(11, 21)])
+        page.wait_for_selector("#feed[data-points='20']", timeout=15_000)
+        told = page.locator("#log li").count()
+        assert told == len([one for one in told_of(settings, account, job_id) if one.kind != "step"])
+    page.context.close()
+
+
+def told_of(settings, account, job_id):
+    with Database(settings.database).session() as session:
+        return jobs.events_behind(session, account, job_id, 0, limit=1000)
+
+
+def step_event(step):
+    data = {"step": step, "total_steps": 20, "train_loss": 1 / step, "learning_rate": 1e-4}
+    return jobs.Event("step", f"Step {step}/20", type="metrics", step=step, data=data)
 
 
 def test_whoever_is_signed_out_meanwhile_is_led_to_the_sign_in(service, page):

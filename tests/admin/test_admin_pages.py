@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import sitting
+from visiting import sitting
 from pydantic import Field as SpecField
 
 from api.admin import data

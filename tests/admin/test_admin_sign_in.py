@@ -4,7 +4,7 @@ import re
 
 import httpx
 import pytest
-from conftest import settings_in, sitting
+from visiting import settings_in, sitting
 from serving import serving
 from sqlalchemy import select, update
 
@@ -88,7 +88,8 @@ def test_after_ten_failures_an_address_has_to_wait_even_with_the_key(service):
 
 def test_signing_in_rightly_costs_no_attempt(service):
     for _ in range(12):
-        sitting(service).close()
+        with sitting(service):
+            pass
 
 
 def test_who_is_not_signed_in_is_led_to_the_sign_in_and_back(service):

@@ -22,7 +22,7 @@ def said_in(pattern):
 
 def chosen():
     """What is said by a name that is found out while a page is made."""
-    fields = [field for spec in (*SPECS, HyperparametersRequest, TrainingRequest) for field in fields_of(spec)]
+    fields = [field for spec in (*SPECS, HyperparametersRequest, TrainingRequest) for field in fields_of(spec, without={"early_stopping"})]
     return {
         *(name for _, name in NAVIGATION),
         *THEMES,

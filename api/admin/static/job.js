@@ -23,7 +23,6 @@
       if (moved) ranks.set(step, moved);
     } else if (event.kind === "samples") samples.set(event.step, data.samples);
     if (event.kind !== "step") tell(event);
-    if (["succeeded", "failed", "cancelled"].includes(event.kind)) ended();
     if (!isDue) {
       isDue = true;
       requestAnimationFrame(draw);
@@ -42,6 +41,7 @@
   function draw() {
     isDue = false;
     at("no-points").hidden = points.size > 0;
+    feed.dataset.points = points.size;
     if (points.size) charts.draw(at("charts"), points, { isSmooth: at("smooth").checked, isLog: at("log-scale").checked }, shown);
     if (ranks.size) {
       at("ranks").hidden = false;
@@ -66,39 +66,28 @@
     );
   }
 
+  /** A page that was made while the job ran has other buttons than one that is made now. */
   function ended() {
-    feed.dataset.over = "true";
     at("link").textContent = "";
-    if (at("again") === null) setTimeout(() => location.reload(), 800);
+    if (feed.dataset.over === "false") location.reload();
   }
 
-  /** The past, newest first, page by page, back to what is known: what a stream would only tell one by one. */
-  async function past() {
-    let after = "";
-    for (;;) {
-      const page = await (await ask("GET", `${job}/events?limit=100${after}`)).json();
-      const isKnown = page.data.some((event) => seen.has(event.id));
-      page.data.forEach(take);
-      if (isKnown || !page.has_more) return;
-      after = `&after=${page.last_id}`;
-    }
-  }
-
-  async function follow() {
-    try {
-      await past();
-    } catch (problem) {
-      notice(problem.message, "error");
-    }
-    if (feed.dataset.over === "true") return;
-    const stream = new EventSource(`${job}/stream`);
-    stream.onopen = () => (at("link").textContent = t("live"));
-    stream.onmessage = (message) => take(JSON.parse(message.data));
+  /** Everything from the beginning, or behind the last that is known. The browser itself resumes a broken stream. */
+  function follow(last = "") {
+    const stream = new EventSource(`${job}/stream${last && `?after=${last}`}`);
+    stream.onopen = () => (at("link").textContent = feed.dataset.over === "true" ? "" : t("live"));
+    stream.onmessage = (message) => {
+      last = message.lastEventId;
+      take(JSON.parse(message.data));
+    };
+    stream.addEventListener("end", () => {
+      stream.close();
+      ended();
+    });
     stream.onerror = () => {
-      if (feed.dataset.over === "true") return stream.close();
       at("link").textContent = t("connecting again …");
-      // A browser comes back by itself unless it was refused: then the past is asked for until the stream is there.
-      if (stream.readyState === EventSource.CLOSED) setTimeout(follow, 2000);
+      // Where it was refused, a browser gives up: then it is for us to come again.
+      if (stream.readyState === EventSource.CLOSED) setTimeout(() => follow(last), 2000);
     };
   }
 
