@@ -1,6 +1,8 @@
 """What stands before every route: whose key it is, whether it may ask now, and a body that is bounded, strict JSON.
 
-A browser that is signed in to the dashboard may ask in its key's place (api/visits.py). A router's routes are Guarded unless the router says otherwise; main.py refuses to start with any that is not and ought
+A browser that is signed in to the dashboard may ask in its key's place (api/visits.py).
+
+A router's routes are Guarded unless the router says otherwise; main.py refuses to start with any that is not and ought
 to be. The key is checked before a byte of the body is read.
 """
 

@@ -1,7 +1,7 @@
 """A signed-in browser: who sits there by its cookie, and whether a page of ours meant what it asks.
 
-The cookie opens the pages of /admin and, for their scripts, the routes of /v1. Whatever changes something must come from
-a page of this very origin and show the token that only such a page was given.
+The cookie opens the pages of /admin and, for their scripts, the routes of /v1. Whatever changes something must come
+from a page of this very origin and show the token that only such a page was given.
 """
 
 import hashlib
@@ -58,21 +58,23 @@ def must_mean_it(request: Request, shown: str | None) -> None:
 def must_be_of_our_origin(request: Request) -> None:
     """Raises ClientError 403 where another site's page asks, 400 at a foreign host."""
     must_be_our_host(request)
-    origin = request.headers.get("origin", "")
-    ours = {_host(request), urlsplit(resources_of(request).settings.public_url).netloc}
-    is_ours = urlsplit(origin).netloc in ours and bool(urlsplit(origin).netloc)
-    if not is_ours or request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+    scheme, _, place = request.headers.get("origin", "").partition("://")
+    ours = {_host(request), urlsplit(resources_of(request).settings.public_url).netloc} - {""}
+    if (
+        scheme not in {"http", "https"}
+        or place not in ours
+        or request.headers.get("sec-fetch-site", "same-origin") != "same-origin"
+    ):
         raise errors.forbidden("This was asked by a page of another site.")
 
 
 def must_be_our_host(request: Request) -> None:
     """Raises ClientError 400 where the service is called by a name that may be anybody's (DNS rebinding)."""
     settings = resources_of(request).settings
-    named = urlsplit(f"//{_host(request)}").hostname or ""
-    if named == "localhost" or named == urlsplit(settings.public_url).hostname:
-        return
     try:
-        ipaddress.ip_address(named)
+        named = urlsplit(f"//{_host(request)}").hostname or ""
+        if named not in {"localhost", urlsplit(settings.public_url).hostname}:
+            ipaddress.ip_address(named)
     except ValueError:
         raise errors.bad_request(
             "The dashboard does not answer to this host's name: set GRAFT_PUBLIC_URL to the address in use."

@@ -93,7 +93,9 @@ class Settings(BaseSettings):
         pattern=r"^(https?://[^/\s]+)?$",
         description="How browsers reach the dashboard, such as https://graft.example.com; default: any address.",
     )
-    session_s: float = Field(43_200.0, ge=60, description="A browser is signed in to the dashboard for at most so long.")
+    session_s: float = Field(
+        43_200.0, ge=60, description="A browser is signed in to the dashboard for at most so long."
+    )
     session_idle_s: float = Field(7_200.0, ge=60, description="One that asks for nothing so long is signed out.")
 
     @model_validator(mode="after")

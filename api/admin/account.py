@@ -77,7 +77,9 @@ def settings(request: Request, account: AccountDep, resources: ResourcesDep) -> 
     """What is in force here. Secrets are not shown, and only administrators see the rest."""
     if not account.is_admin:
         raise errors.forbidden("Only an administrator's key may see the settings.")
-    return render(request, "settings.html", settings=_in_force(resources.settings), bases=resources.settings.base_models)
+    return render(
+        request, "settings.html", settings=_in_force(resources.settings), bases=resources.settings.base_models
+    )
 
 
 def _keys(

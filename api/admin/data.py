@@ -1,4 +1,4 @@
-"""/admin/data: datasets, and one of them looked into. Uploads, previews and deletions go to /v1 from the pages' scripts."""
+"""/admin/data: datasets, and one of them looked into. What pages change, their scripts ask of /v1."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,7 +43,12 @@ def show(request: Request, account: AccountDep, resources: ResourcesDep, after: 
         page = datasets.listed(session, account, purpose="fine-tune", after=after)
     samples = sorted(path.name for path in SAMPLES.glob("*.train.jsonl"))
     return render(
-        request, "data.html", page=page, samples=samples, max_bytes=resources.settings.max_upload_bytes, is_first=not after
+        request,
+        "data.html",
+        page=page,
+        samples=samples,
+        max_bytes=resources.settings.max_upload_bytes,
+        is_first=not after,
     )
 
 

@@ -89,7 +89,9 @@ def to_sign_in(request: Request) -> Response:
 
 def failed(request: Request, problem: errors.ClientError) -> Response:
     """A page that says what was wrong. Blocking."""
-    return render(request, "error.html", status=problem.status_code, code=problem.status_code, message=problem.error["message"])
+    return render(
+        request, "error.html", status=problem.status_code, code=problem.status_code, message=problem.error["message"]
+    )
 
 
 async def form_of(request: Request) -> dict[str, str]:

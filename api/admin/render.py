@@ -30,6 +30,7 @@ NAVIGATION = (
     ("/admin/audit", "Audit"),
     ("/admin/settings", "Settings"),
 )
+NOTHING = "\N{EN DASH}"
 UNITS = ("B", "KB", "MB", "GB", "TB")
 THOUSAND = 1000
 
@@ -85,7 +86,7 @@ class Words:
     def ago(self, at_s: float | None) -> str:
         """How long ago a moment was."""
         if at_s is None:
-            return "–"
+            return NOTHING
         seconds = max(0, int(time.time() - at_s))
         for unit, size in (("{n} d ago", 86_400), ("{n} h ago", 3600), ("{n} min ago", 60), ("{n} s ago", 1)):
             if seconds >= size:
@@ -126,7 +127,7 @@ def asset(name: str) -> str:
 def shown_bytes(size: float | None) -> str:
     """A size as people read it: 1.5 MB."""
     if size is None:
-        return "–"
+        return NOTHING
     for unit in UNITS:
         if size < THOUSAND or unit == UNITS[-1]:
             return f"{size:.0f} {unit}" if unit == "B" or size >= THOUSAND / 10 else f"{size:.1f} {unit}"
@@ -136,7 +137,7 @@ def shown_bytes(size: float | None) -> str:
 
 def shown_number(number: float | None) -> str:
     """1 234 567, in groups of three."""
-    return "–" if number is None else f"{number:,.0f}".replace(",", "\u202f")
+    return NOTHING if number is None else f"{number:,.0f}".replace(",", "\u202f")
 
 
 def stamp(at_s: float | None) -> str:

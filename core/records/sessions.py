@@ -80,7 +80,9 @@ def visitor_of(session: Session, token: str, *, idle_s: float) -> Visitor | None
         return None
     row, key_name, now = found
     account = _account_of(session, row.key_id)
-    return account and Visitor(account, row.id, key_name, was_seen_lately=now - row.seen_at < COARSE_S)
+    if account is None:
+        return None
+    return Visitor(account, row.id, key_name, was_seen_lately=now - row.seen_at < COARSE_S)
 
 
 def mark_seen(db: Database, visitor: Visitor) -> None:

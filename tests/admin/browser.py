@@ -48,7 +48,10 @@ def watch(page, home) -> list[str]:
     faults = []
     page.on("console", lambda said: faults.append(f"console: {said.text}") if is_fault(said) else None)
     page.on("pageerror", lambda error: faults.append(f"threw: {error}"))
-    page.on("request", lambda asked: None if asked.url.startswith((home, "data:", "blob:")) else faults.append(f"asked {asked.url}"))
+    page.on(
+        "request",
+        lambda asked: None if asked.url.startswith((home, "data:", "blob:")) else faults.append(f"asked {asked.url}"),
+    )
     return faults
 
 
@@ -62,4 +65,6 @@ def axe_faults(page) -> list[str]:
     """What axe-core finds wrong, rule by rule, with the first place of each."""
     page.evaluate(AXE)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
-    return [f"{one['id']}: {one['nodes'][0]['target']} {one['nodes'][0]['failureSummary']}" for one in found["violations"]]
+    return [
+        f"{one['id']}: {one['nodes'][0]['target']} {one['nodes'][0]['failureSummary']}" for one in found["violations"]
+    ]

@@ -1,4 +1,4 @@
-"""A project that has been at work for a while, made by the records' own functions: what pages are shown and tried on."""
+"""A project that has been at work for a while, made by the records' own functions: for pages to show."""
 
 import json
 import math
@@ -13,13 +13,17 @@ from core.records import jobs, usage
 from core.records.tables import new_id
 
 SAMPLES = Path(core.data.formats.__file__).parent / "samples"
-LAYERS = [f"model.layers.{n}.{site}" for n in range(6) for site in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")]
+LAYERS = [
+    f"model.layers.{n}.{site}" for n in range(6) for site in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
+]
 
 
 def furnish(service) -> dict[str, str]:
     """Ids of what there is: a file, a job that succeeded, one that runs, one that failed, one that waits."""
     tickets = service.upload((SAMPLES / "tickets.train.jsonl").read_bytes(), name="tickets.train.jsonl").json()["id"]
-    heldout = service.upload((SAMPLES / "tickets.heldout.jsonl").read_bytes(), name="tickets.heldout.jsonl").json()["id"]
+    heldout = service.upload((SAMPLES / "tickets.heldout.jsonl").read_bytes(), name="tickets.heldout.jsonl").json()[
+        "id"
+    ]
     odd = [{"prompt": f"Say {n % 9}.", "completion": " twice" * (1 + n % 30)} for n in range(200)]
     service.upload("\n".join(map(json.dumps, odd)), name="echo.jsonl")
     both = {"training_file": tickets, "validation_file": heldout}
@@ -27,15 +31,28 @@ def furnish(service) -> dict[str, str]:
     finished(service, suffix="tickets-prompt", peft={"type": "prompt_tuning"}, steps=90, **both)
     failed = service.job(suffix="notes", training_file=tickets, peft={"type": "p_tuning"}).json()["id"]
     held = jobs.claim(service.database, owner="trainer", lease_s=600, job_id=failed)
-    jobs.fail(service.database, held, code="loss_not_finite", message="The loss was not a number at step 12: lower the learning rate.")
+    jobs.fail(
+        service.database,
+        held,
+        code="loss_not_finite",
+        message="The loss was not a number at step 12: lower the learning rate.",
+    )
     running = service.job(suffix="tickets-small", peft={"type": "adalora"}, **both).json()["id"]
     advance(service, running, steps=96, of=150)
     waiting = service.job(suffix="tickets-nf4", peft={"type": "qlora"}, **both).json()["id"]
     for n in range(40):
         with service.database.writing() as session:
             model = f"adapter {n % 2}" if n % 3 else "smollm2-135m-instruct"
-            usage.record(session, service.account, request_id=new_id("req_"), model=model, prompt_tokens=80 + n, completion_tokens=30 + n)
-    return {"file": tickets, "done": done, "failed": failed, "running": running, "waiting": waiting}
+            usage.record(
+                session,
+                service.account,
+                request_id=new_id("req_"),
+                model=model,
+                prompt_tokens=80 + n,
+                completion_tokens=30 + n,
+            )
+    adapter = service.http.get("/v1/adapters").json()["data"][0]["id"]
+    return {"adapter": adapter, "file": tickets, "done": done, "failed": failed, "running": running, "waiting": waiting}
 
 
 def finished(service, steps=140, **fields) -> str:
@@ -48,8 +65,13 @@ def finished(service, steps=140, **fields) -> str:
         jobs.record_checkpoint(service.database, held, step=step, metrics=metrics, adapter=blob)
     kind = "PROMPT_TUNING" if fields["peft"]["type"] == "prompt_tuning" else "LORA"
     jobs.succeed(
-        service.database, held, adapter=blob, peft_type=kind,
-        details={"parameters": 4_884_480, "base_precision": "bf16"}, step=steps, trained_tokens=61_234,
+        service.database,
+        held,
+        adapter=blob,
+        peft_type=kind,
+        details={"parameters": 4_884_480, "base_precision": "bf16"},
+        step=steps,
+        trained_tokens=61_234,
     )
     return job_id
 
@@ -64,7 +86,9 @@ def advance(service, job_id, *, steps, of):
         if step % 30 == 0:
             told += [validation(step, of), samples(step)]
     jobs.record(service.database, held, told)
-    jobs.beat(service.database, held, lease_s=3600, step=steps, total_steps=of, phase="training", trained_tokens=steps * 437)
+    jobs.beat(
+        service.database, held, lease_s=3600, step=steps, total_steps=of, phase="training", trained_tokens=steps * 437
+    )
     return held
 
 
@@ -89,13 +113,26 @@ def figures(step, of, chance):
 
 def validation(step, of):
     loss = loss_at(step) + 0.08
-    data = {"step": step, "total_steps": of, "train_loss": None, "valid_loss": loss, "full_valid_loss": loss, "full_valid_mean_token_accuracy": 1 - loss / 4}
-    return jobs.Event("validation", f"Step {step}/{of}: validation loss={loss:.3f}", type="metrics", step=step, data=data)
+    data = {
+        "step": step,
+        "total_steps": of,
+        "train_loss": None,
+        "valid_loss": loss,
+        "full_valid_loss": loss,
+        "full_valid_mean_token_accuracy": 1 - loss / 4,
+    }
+    return jobs.Event(
+        "validation", f"Step {step}/{of}: validation loss={loss:.3f}", type="metrics", step=step, data=data
+    )
 
 
 def samples(step):
     rows = [
-        ("My parcel has been stuck in Leipzig since Tuesday.", "delivery", "delivery" if step > 30 else "The parcel is in Leipzig."),
+        (
+            "My parcel has been stuck in Leipzig since Tuesday.",
+            "delivery",
+            "delivery" if step > 30 else "The parcel is in Leipzig.",
+        ),
         ("I was charged twice this month.", "billing", "billing"),
         ("The lamp arrived with a crack.", "returns", "returns" if step > 60 else "delivery"),
     ]

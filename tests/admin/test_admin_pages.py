@@ -3,8 +3,8 @@
 import re
 
 import pytest
-from visiting import sitting
 from pydantic import Field as SpecField
+from visiting import sitting
 
 from api.admin import data
 from api.admin.schema_form import fields_of
@@ -53,7 +53,7 @@ def test_what_a_customer_wrote_is_text_on_every_page(service, visitor):
         assert "&lt;img src=x" in visitor.get(place).text
 
 
-def test_a_language_is_the_browser_s_until_one_is_chosen(service, visitor):
+def test_a_language_is_the_browser_s_until_one_is_chosen(visitor):
     assert "总览" in visitor.get("/admin", headers={"accept-language": "zh-CN,zh;q=0.9"}).text
     token = re.search(r'csrf" content="(\w+)"', visitor.get("/admin").text)[1]
     visitor.post("/admin/preferences", data={"csrf": token, "language": "zh", "theme": "dark", "next": "/admin/jobs"})
@@ -79,7 +79,7 @@ def test_only_an_administrator_makes_and_revokes_keys_and_sees_settings(service,
     assert visitor.post(f"/admin/keys/{service.account.key_id}/revoke", data={"csrf": token}).status_code == 409
 
 
-def test_settings_show_no_secret(service, visitor, settings):
+def test_settings_show_no_secret(visitor, settings):
     assert settings.engine_token not in visitor.get("/admin/settings").text
     assert "GRAFT_INTERNAL_TOKEN" in visitor.get("/admin/settings").text
 

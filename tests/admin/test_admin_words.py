@@ -1,6 +1,7 @@
 """The catalogue: whatever a page or a script says is said in Chinese too, with the same places to fill in."""
 
 import re
+from typing import get_args
 
 from api.admin.jobs import SUITS
 from api.admin.render import NAVIGATION, ROOM, THEMES, catalogue
@@ -10,7 +11,6 @@ from core.specs.assignment import Phase
 from core.specs.dataset import DatasetFormat
 from core.specs.method import SPECS
 from core.specs.training import HyperparametersRequest, TrainingRequest
-from typing import get_args
 
 SAID = re.compile(r"""\bt\(\s*(?:"([^"]+)"|'([^']+)')\s*[,)]""")
 
@@ -22,7 +22,11 @@ def said_in(pattern):
 
 def chosen():
     """What is said by a name that is found out while a page is made."""
-    fields = [field for spec in (*SPECS, HyperparametersRequest, TrainingRequest) for field in fields_of(spec, without={"early_stopping"})]
+    fields = [
+        field
+        for spec in (*SPECS, HyperparametersRequest, TrainingRequest)
+        for field in fields_of(spec, without={"early_stopping"})
+    ]
     return {
         *(name for _, name in NAVIGATION),
         *THEMES,
