@@ -129,6 +129,7 @@ def event(row: JobEvent) -> Shape:
         "type": row.type,
         "data": row.event_data or {},
         "kind": row.kind,
+        "step": row.step,
     }
 
 

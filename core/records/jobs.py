@@ -52,6 +52,7 @@ __all__ = [
     "create",
     "drain",
     "events",
+    "events_behind",
     "fail",
     "find",
     "listed",
@@ -165,6 +166,14 @@ def events(
     """What happened to the account's job, newest first. Empty where the account has no such job."""
     mine = select(JobEvent).join(Job, Job.id == JobEvent.job_id).where(Job.id == job_id, *of(Job, account))
     return page(session, mine, [JobEvent.id], after=after, limit=limit)
+
+
+def events_behind(
+    session: Session, account: Account, job_id: str, number: int, *, limit: int = 100
+) -> Sequence[JobEvent]:
+    """What happened to the account's job behind the event of that number, oldest first."""
+    mine = select(JobEvent).join(Job, Job.id == JobEvent.job_id).where(Job.id == job_id, *of(Job, account))
+    return session.scalars(mine.where(JobEvent.id > number).order_by(JobEvent.id).limit(limit)).all()
 
 
 def checkpoints(

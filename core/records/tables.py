@@ -79,6 +79,29 @@ class ApiKey(Owned, Table):
     revoked_at: Mapped[float | None]
 
 
+class BrowserSession(Table):
+    """A browser that is signed in to the dashboard, as the bearer of a key: the hash of its cookie, never itself."""
+
+    __tablename__ = "sessions"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    token_sha256: Mapped[str] = mapped_column(SHA256, unique=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    created_at: Mapped[float]
+    seen_at: Mapped[float]
+    expires_at: Mapped[float]
+    closed_at: Mapped[float | None]
+
+
+class SignInCode(Table):
+    """What the terminal shows, so that a browser there may sign in once without the key being pasted."""
+
+    __tablename__ = "sign_in_codes"
+    code_sha256: Mapped[str] = mapped_column(SHA256, primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    expires_at: Mapped[float]
+    used_at: Mapped[float | None]
+
+
 class File(Owned, Table):
     """An uploaded file. status: uploaded, processed, error."""
 
