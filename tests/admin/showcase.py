@@ -40,9 +40,10 @@ def furnish(service) -> dict[str, str]:
     running = service.job(suffix="tickets-small", peft={"type": "adalora"}, **both).json()["id"]
     advance(service, running, steps=96, of=150)
     waiting = service.job(suffix="tickets-nf4", peft={"type": "qlora"}, **both).json()["id"]
+    names = [one["name"] for one in service.http.get("/v1/adapters").json()["data"]]
     for n in range(40):
         with service.database.writing() as session:
-            model = f"adapter {n % 2}" if n % 3 else "smollm2-135m-instruct"
+            model = names[n % 2] if n % 3 else "smollm2-135m-instruct"
             usage.record(
                 session,
                 service.account,

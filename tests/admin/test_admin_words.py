@@ -59,5 +59,5 @@ def test_what_scripts_say_is_given_to_them():
 
 
 def test_names_of_methods_and_formats_are_words_in_english_too():
-    keys = {key for key in catalogue("zh") if key.startswith(("method.", "format."))}
+    keys = {key for key in catalogue("zh") if key.startswith(("method.", "format.", "tier."))}
     assert keys <= catalogue("en").keys()

@@ -72,7 +72,7 @@ Graft.charts = (() => {
         width: holder.clientWidth, height: kind.isBroad ? 250 : 180, cursor: { y: false },
         scales: { x: { time: false }, y: { distr: isLog ? 3 : 1 } },
         axes: [{ ...axis, values: (_, all) => all.map((value) => (Number.isInteger(value) ? number(value) : "")) },
-          { ...axis, size: 62, values: (_, all) => all.map((value) => (value == null ? "" : kind.read(value))) }],
+          { ...axis, size: 74, values: (_, all) => all.map((value) => (value == null ? "" : kind.read(value))) }],
         series: [{ label: t("Step") }, ...lines.map((label, at) => ({
           label: t(label), stroke: ink(inks[at]), width: label === "training" && doesSmooth ? 1 : 2, spanGaps: true,
           points: { show: label === "validation", size: 6 }, value: (_, value) => kind.read(value),
