@@ -29,6 +29,7 @@ from api.routes import (
     files,
     fine_tuning,
     health,
+    job_metrics,
     job_stream,
     models,
     preview,
@@ -58,7 +59,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.resources = resources
     app.router.route_class = Guarded
     of_models = (chat, completions, embeddings, classify, compare)
-    for routes in (health, files, fine_tuning, job_stream, estimate, preview, models, adapters, *of_models):
+    of_jobs = (fine_tuning, job_stream, job_metrics, estimate, preview)
+    for routes in (health, files, *of_jobs, models, adapters, *of_models):
         app.include_router(routes.router)
     app.add_middleware(Edge, metrics=resources.metrics)
     for router in admin.ROUTERS:

@@ -63,6 +63,9 @@ def fenced(db: Database, held: Claim) -> Iterator[Session]:
             yield session
     except Fenced:
         with db.writing() as session:
+            # Whoever writes events holds the job's row, so that they are seen in the order of their numbers: a reader
+            # who asks for what came after the last one that he saw misses none.
+            session.execute(select(Job.id).where(Job.id == held.job_id).with_for_update())
             message = f"A superseded attempt ({held.owner}) was turned away"
             append(session, held.job_id, held.lease_epoch, [Event("fenced", message, level="warn")])
         raise
