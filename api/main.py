@@ -30,6 +30,7 @@ from api.routes import (
     fine_tuning,
     health,
     job_metrics,
+    job_moves,
     job_stream,
     models,
     preview,
@@ -59,7 +60,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.resources = resources
     app.router.route_class = Guarded
     of_models = (chat, completions, embeddings, classify, compare)
-    of_jobs = (fine_tuning, job_stream, job_metrics, estimate, preview)
+    of_jobs = (fine_tuning, job_moves, job_stream, job_metrics, estimate, preview)
     for routes in (health, files, *of_jobs, models, adapters, *of_models):
         app.include_router(routes.router)
     app.add_middleware(Edge, metrics=resources.metrics)

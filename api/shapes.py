@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from core.records.accounts import Account
 from core.records.adapters import Model
 from core.records.pages import Page
+from core.records.queue import Place
 from core.records.tables import Adapter, Checkpoint, File, Job, JobEvent
 from core.specs.training import TrainSpec
 
@@ -61,8 +62,11 @@ def file(row: File) -> Shape:
     }
 
 
-def job(row: Job, adapter_name: str | None) -> Shape:
-    """A fine_tuning.job object; "auto" has become the value in force. adapter_name: once it has succeeded."""
+def job(row: Job, adapter_name: str | None, place: Place | None = None) -> Shape:
+    """A fine_tuning.job object; "auto" has become the value in force. adapter_name: once it has succeeded.
+
+    place: while it waits.
+    """
     spec = TrainSpec.model_validate(row.spec)
     values = spec.model_dump(mode="json")
     hyperparameters = {name: values[name] for name in values if name in _HYPERPARAMETERS}
@@ -98,6 +102,10 @@ def job(row: Job, adapter_name: str | None) -> Shape:
         "estimate": row.estimate,
         "measured": row.measured,
         "continue_from": spec.continue_from,
+        "retry_of": row.retry_of,
+        "queue": None if place is None else {"position": place.position, "waits_s": round(place.waits_s, 1)},
+        "cancel_requested_at": _whole(row.cancel_requested_at),
+        "pause_requested_at": _whole(row.pause_requested_at),
     }
 
 

@@ -146,6 +146,7 @@ class Job(Owned, Table):
     trained_tokens: Mapped[int | None]
     progress_at: Mapped[float | None]  # when the present attempt last moved step; null until it has
     cancel_requested_at: Mapped[float | None]
+    pause_requested_at: Mapped[float | None]  # of a running job: once it rests its state says so
     run_after: Mapped[float] = mapped_column(default=0.0)
     last_rung_at: Mapped[float | None]
     rings: Mapped[int] = mapped_column(Integer, default=0)
