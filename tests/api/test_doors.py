@@ -62,7 +62,12 @@ def test_every_route_that_is_not_public_wants_a_key(service, settings):
             assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
 
 
-PORCHES = {("GET", "/admin/sign-in"), ("POST", "/admin/sign-in"), ("POST", "/admin/preferences")}
+PORCHES = {
+    ("GET", "/admin/sign-in"),
+    ("POST", "/admin/sign-in"),
+    ("POST", "/admin/preferences"),
+    ("GET", "/admin/static/x"),
+}
 
 
 def test_every_page_but_the_sign_in_leads_a_stranger_to_it(service, settings):
