@@ -14,6 +14,11 @@ BASE = "smollm2-135m-instruct"
 LINE = (
     json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}).encode() + b"\n"
 )
+PAIR = {
+    "input": {"messages": [{"role": "user", "content": "q"}]},
+    "preferred_output": [{"role": "assistant", "content": "a"}],
+    "non_preferred_output": [{"role": "assistant", "content": "b"}],
+}
 HELLO = [{"role": "user", "content": "hello"}]
 
 assert openai.__version__ == VERSION, openai.__version__
@@ -73,6 +78,10 @@ def jobs(file_id):
     assert (lenient.method.type, lenient.peft["r"]) == ("supervised", 8)
     old = create(model=BASE, training_file=file_id, hyperparameters={"n_epochs": 2})
     assert old.hyperparameters.n_epochs == 2
+    pairs = client.files.create(file=("p.jsonl", json.dumps(PAIR).encode() + b"\n"), purpose="fine-tune")
+    asked = {"n_epochs": 2, "beta": 0.2}
+    told = create(model=BASE, training_file=pairs.id, method={"type": "dpo", "dpo": {"hyperparameters": asked}}).method
+    assert (told.type, told.dpo.hyperparameters.n_epochs, told.dpo.hyperparameters.beta) == ("dpo", 2, 0.2)
     ids = [one.id for one in client.fine_tuning.jobs.list(limit=1)]
     assert {job.id, lenient.id, old.id, JOB} <= set(ids)
     assert len(ids) == len(set(ids))
