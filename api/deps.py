@@ -6,7 +6,6 @@ from anyio.to_thread import run_sync
 from fastapi import Depends, Path, Query, Request
 
 from api import errors
-from api.generation_request import GenerationRequest
 from api.inference import Target
 from api.resources import Resources, resources_of
 from core.records import adapters, datasets, jobs
@@ -14,6 +13,7 @@ from core.records.accounts import Account
 from core.records.adapters import Model
 from core.records.tables import File, Job
 from core.specs.generation import AdapterRef
+from core.specs.method import BasePrecision
 
 ResourcesDep = Annotated[Resources, Depends(resources_of)]
 Id = Annotated[str, Path(max_length=255)]
@@ -62,14 +62,13 @@ def find_model(resources: Resources, account: Account, name: str) -> Model:
     return model
 
 
-async def target_of(request: Request, asked: GenerationRequest) -> Target:
+async def target_of(request: Request, name: str, base_precision: BasePrecision | None = None) -> Target:
     """What an engine is to be asked for, for the model that a request names. Raises ClientError 404.
 
     An adapter is served on the base that it was trained on, unless the request chooses.
     """
-    name = asked.model
     model = await run_sync(find_model, resources_of(request), request.state.account, name)
-    precision = asked.base_precision or model.base_precision
+    precision = base_precision or model.base_precision
     if model.adapter_id is None or model.sha256 is None:
         return Target(name, model.base_model, None, precision)
     adapter = AdapterRef(id=model.adapter_id, sha256=model.sha256)

@@ -1,6 +1,6 @@
 """HTTP to engines: choose one, stream its frames, and go on at another when it dies. Owns what has been emitted."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ import structlog
 from pydantic import ValidationError
 
 from api import errors
+from api.engine_answers import EngineAwayError, EngineBusyError, EngineLostError, frame_of, lines_of, refusal_of
 from api.engine_directory import EngineDirectory, precision_of
 from core.records.tables import Presence
 from core.specs.generation import Frame, FrameError, GenerateSpec, MeasureSpec
@@ -23,7 +24,6 @@ log = structlog.get_logger()
 A = TypeVar("A", bound=Spec)
 
 MAX_MIGRATIONS = 3
-MAX_FRAME_BYTES = 4 << 20
 # An engine on a busy CPU may need long for a long prompt, but it is silent for a minute only when it is lost.
 TIMEOUT = httpx.Timeout(60.0, connect=2.0)
 MEASURE_TIMEOUT = httpx.Timeout(120.0, connect=2.0)
@@ -31,31 +31,7 @@ INSPECT_TIMEOUT = httpx.Timeout(300.0, connect=2.0)
 RETURN_S = 30.0  # how long a stream that has begun waits for an engine to come back
 LOOK_S = 0.25
 SHORTEST_S = 0.001  # that an engine is given where no time is left: it says so itself
-LONGEST_WAIT_S = 60  # that clients are ever told
 MAX_TRIES = 2  # engines that a new request is offered to
-
-
-class EngineLostError(Exception):
-    """The connection broke, or what came over it was no answer. The request may go on elsewhere.
-
-    reason is for the log; error is what the engine itself said, if anything.
-    """
-
-    def __init__(self, reason: str, error: FrameError | None = None) -> None:
-        super().__init__(reason)
-        self.error = error
-
-
-class EngineAwayError(Exception):
-    """It could not even be reached, so it has nothing of the request."""
-
-
-class EngineBusyError(Exception):
-    """It takes no more requests now. wait_s: when it might, as it says itself."""
-
-    def __init__(self, wait_s: int = 2) -> None:
-        super().__init__(f"after {wait_s} s perhaps")
-        self.wait_s = wait_s
 
 
 @dataclass
@@ -160,7 +136,7 @@ class EngineClient:
                 answer = await self._http.post(f"{engine.url}/{path}", json=asked, timeout=within)
                 if answer.status_code == httpx.codes.OK:
                     return kind.model_validate_json(answer.content)
-                problem = _refusal(answer.status_code, answer.content)
+                problem = refusal_of(answer.status_code, answer.content)
                 if isinstance(problem, errors.ClientError):
                     raise problem
                 log.warning("engine.refused", asked=path, status=answer.status_code)
@@ -211,7 +187,7 @@ class EngineClient:
     async def _next(self, spec: GenerateSpec, passed: set[str], *, is_patient: bool) -> Presence | None:
         adapter_id = spec.adapter.id if spec.adapter else None
         engines = await self.directory.choices(
-            spec.base_model, adapter_id, precision=spec.base_precision, is_awake=is_patient
+            spec.base_model, spec.affinity or adapter_id, precision=spec.base_precision, is_awake=is_patient
         )
         return next((engine for engine in engines if engine.id not in passed), None)
 
@@ -235,10 +211,10 @@ class EngineClient:
             request = self._http.stream("POST", f"{engine.url}/generate", json=spec.model_dump(mode="json"))
             async with request as answer:
                 if answer.status_code != httpx.codes.OK:
-                    raise _refusal(answer.status_code, await answer.aread(), answer.headers.get("retry-after"))
+                    raise refusal_of(answer.status_code, await answer.aread(), answer.headers.get("retry-after"))
                 expected = 0
-                async for line in _lines(answer):
-                    frame = _frame(line, expected)
+                async for line in lines_of(answer):
+                    frame = frame_of(line, expected)
                     expected += 1
                     if progress.prompt_ids is None:
                         progress.prompt_ids = frame.prompt_ids
@@ -251,56 +227,3 @@ class EngineClient:
         except httpx.HTTPError as error:
             raise EngineLostError(type(error).__name__) from error
         raise EngineLostError("the stream ended before its end")
-
-
-async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:
-    """Whole lines; what stands behind the last line break was cut off and is dropped."""
-    rest = b""
-    async for chunk in answer.aiter_bytes():
-        *whole, rest = (rest + chunk).split(b"\n")
-        if len(rest) > MAX_FRAME_BYTES:
-            raise EngineLostError("a frame without end")
-        for line in whole:
-            if line.strip():
-                yield line
-
-
-def _frame(line: bytes, expected: int) -> Frame:
-    try:
-        frame = Frame.model_validate_json(line)
-    except ValidationError as error:
-        raise EngineLostError("a line that is no frame") from error
-    if frame.seq != expected:
-        raise EngineLostError(f"frame {frame.seq} where {expected} was due")
-    if frame.error and frame.error.code == "engine_overloaded":
-        raise EngineBusyError
-    if frame.error and frame.error.retryable:
-        raise EngineLostError(frame.error.code, frame.error)
-    if frame.error:
-        raise refused(frame.error)
-    return frame
-
-
-def refused(error: FrameError, status: int = 400) -> errors.ClientError:
-    """An engine's no, in the client's terms: about a field where it names one, else our failure."""
-    if error.code == "deadline_exceeded":
-        return errors.too_late(error.message)
-    if error.param is not None or error.code == "context_length_exceeded":
-        return errors.bad_request(error.message, param=error.param, code=error.code)
-    if 400 <= status < 500 and error.code == "invalid_request":  # noqa: PLR2004
-        return errors.bad_request(error.message, code=error.code)
-    return errors.server_error(error.message, code=error.code)
-
-
-def _refusal(status: int, body: bytes, retry_after: str | None = None) -> Exception:
-    """What an answer that is not 200 comes to."""
-    if status == httpx.codes.SERVICE_UNAVAILABLE:
-        return EngineBusyError(min(LONGEST_WAIT_S, int(retry_after)) if retry_after and retry_after.isdecimal() else 2)
-    if status >= 500 or status in (401, 404):  # noqa: PLR2004
-        return EngineLostError(f"status {status}")
-    try:
-        content = httpx.Response(status, content=body).json()["error"]
-        known = {name: content.get(name) for name in ("code", "message", "param") if content.get(name) is not None}
-        return refused(FrameError.model_validate(known), status)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return EngineLostError(f"status {status} without a reason")

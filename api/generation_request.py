@@ -1,17 +1,19 @@
 """What clients may ask a model for: OpenAI's fields with our bounds, each checked before any engine sees it."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
 
+from api.response_format import ResponseFormat
 from core.specs.generation import ChatMessage, SamplingSpec
 from core.specs.method import BasePrecision
 from core.specs.spec import Spec
 
 MAX_MESSAGES = 256
 MAX_PROMPTS = 8
+MAX_MODELS = 8
 MAX_NEW_TOKENS = 4096
 MAX_PROMPT_TOKENS = 131_072
 MAX_TEXT_CHARACTERS = 1 << 20
@@ -20,6 +22,9 @@ DEFAULT_NEW_TOKENS = 256
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARACTERS)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 # OpenAI's fields that change nothing here: they are taken, bounded, and left.
 IGNORED: Final = frozenset(
@@ -32,12 +37,6 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "parallel_tool_calls": (None, True, False),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "response_format": (None, {"type": "text"}),
     "modalities": (None, ["text"]),
     "audio": (None,),
     "prediction": (None,),
@@ -45,7 +44,6 @@ NEUTRAL: Final[Mapping[str, tuple[object, ...]]] = {
     "verbosity": (None,),
     "web_search_options": (None,),
     "best_of": (None, 1),
-    "echo": (None, False),
     "suffix": (None, ""),
 }
 
@@ -58,15 +56,20 @@ class StreamOptions(Spec):
 
 
 class GenerationRequest(BaseModel):
-    """What chats and plain completions share."""
+    """What chats, plain completions and comparisons share."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: Annotated[str, StringConstraints(min_length=1, max_length=255)]
     max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1000)
+    min_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=1024)] | None = None
+    response_format: ResponseFormat | None = None
     n: int | None = Field(None, ge=1, le=4)
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: StopText | Annotated[tuple[StopText, ...], Field(max_length=4)] | None = None
@@ -86,6 +89,22 @@ class GenerationRequest(BaseModel):
                 raise PydanticCustomError("unsupported_parameter", words, {"field": field})
         return {key: value for key, value in body.items() if key not in NEUTRAL and key not in IGNORED}
 
+    @model_validator(mode="after")
+    def _whole_json(self) -> Self:
+        if self.stop and self.json_schema is not None:
+            raise refused_together("stop", "stop would cut the JSON that response_format asks for: leave one out")
+        return self
+
+    @property
+    def json_schema(self) -> str | None:
+        """What the answer is to validate against, as text."""
+        return self.response_format.json_schema_text() if self.response_format else None
+
+    @property
+    def n_top_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell of beside each; None where no likelihood is asked for."""
+        return None
+
     def sampling(self, seed: int) -> SamplingSpec:
         """With OpenAI's defaults where nothing is said."""
         stop = (self.stop,) if isinstance(self.stop, str) else (self.stop or ())
@@ -93,6 +112,11 @@ class GenerationRequest(BaseModel):
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=self.top_k or 0,
+            min_p=self.min_p or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            logit_bias=tuple((self.logit_bias or {}).items()),
             seed=seed,
             max_tokens=self.new_tokens() or DEFAULT_NEW_TOKENS,
             stop=stop,
@@ -111,6 +135,11 @@ class GenerationRequest(BaseModel):
     def wants_usage(self) -> bool:
         """Whether a stream is to end with a chunk of token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def refused_together(field: str, words: str) -> PydanticCustomError:
+    """Two fields that do not go together; field is the one to be named."""
+    return PydanticCustomError("unsupported_parameter", words, {"field": field})
 
 
 class TextPart(Spec):
@@ -140,8 +169,8 @@ class MessageRequest(BaseModel):
         return ChatMessage(role="system" if self.role == "developer" else self.role, content=content)
 
 
-class ChatRequest(GenerationRequest):
-    """POST /v1/chat/completions."""
+class Conversation(GenerationRequest):
+    """What is continued as a chat."""
 
     messages: Annotated[tuple[MessageRequest, ...], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
@@ -150,9 +179,44 @@ class ChatRequest(GenerationRequest):
         """The newer name wins."""
         return self.max_completion_tokens or self.max_tokens
 
+    def conversation(self) -> tuple[ChatMessage, ...]:
+        """As the base model's template takes it."""
+        return tuple(message.message() for message in self.messages)
+
+
+class ChatRequest(Conversation):
+    """POST /v1/chat/completions."""
+
+    model: ModelName
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _top_of_something(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise refused_together("top_logprobs", "top_logprobs goes with logprobs: true")
+        return self
+
+    @property
+    def n_top_logprobs(self) -> int | None:
+        """As OpenAI has it: logprobs asks, top_logprobs says how many."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class CompareRequest(Conversation):
+    """POST /v1/compare: one conversation, several models."""
+
+    models: Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MODELS)]
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+
 
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions: one text, a few texts, or one prompt as token ids."""
+
+    model: ModelName
+    max_tokens: int | None = Field(None, ge=0, le=MAX_NEW_TOKENS)
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool | None = None
 
     prompt: (
         Annotated[Text, StringConstraints(min_length=1)]
@@ -169,3 +233,14 @@ class CompletionRequest(GenerationRequest):
         if isinstance(self.prompt[0], int):
             return (self.prompt,)
         return self.prompt
+
+    @model_validator(mode="after")
+    def _something_to_say(self) -> Self:
+        if self.max_tokens == 0 and not self.echo:
+            raise refused_together("max_tokens", "max_tokens may be 0 only with echo: true")
+        return self
+
+    @property
+    def n_top_logprobs(self) -> int | None:
+        """A number asks."""
+        return self.logprobs

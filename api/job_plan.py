@@ -13,7 +13,6 @@ from core.records import adapters, datasets
 from core.records.accounts import Account
 from core.records.tables import File, Presence
 from core.specs.dataset import misfit
-from core.specs.generation import MeasureSpec
 from core.specs.training import TrainingRequest, TrainSpec, resolve
 
 SHORTEST_ROW = 2  # a token, and one to learn
@@ -88,23 +87,6 @@ def _refuse_unfit_schedule(spec: TrainSpec, n_examples: int) -> None:
         raise errors.bad_request(str(error), param="peft.tinit", code="invalid_value") from None
 
 
-async def refuse_long_rows(resources: Resources, planned: Plan) -> None:
-    """Asks an engine for the rows' lengths. Where none answers, the trainer will find them. Raises ClientError 400."""
-    for param, file in (("training_file", planned.training_file), ("validation_file", planned.validation_file)):
-        if file is None:
-            continue
-        longest = planned.spec.max_seq_length
-        asked = MeasureSpec(
-            base_model=planned.spec.base_model,
-            file_sha256=file.blob_sha256,
-            max_tokens=longest,
-            template=planned.spec.method.row_template,
-        )
-        measured = await resources.engines.measure(asked)
-        if measured and measured["too_long"]:
-            raise _too_long(param, longest, measured["too_long"])
-
-
 def must_be_a_base(resources: Resources, model: str) -> None:
     """Raises ClientError 400 unless it may be fine-tuned here."""
     if model not in resources.settings.base_models:
@@ -171,7 +153,8 @@ def context_of(resources: Resources, base_model: str) -> int:
     return int(details.get("context", resources.settings.engine_context))
 
 
-def _too_long(param: str, longest: int, rows: list[dict[str, Any]]) -> errors.ClientError:
+def too_long(param: str, longest: int, rows: list[dict[str, Any]]) -> errors.ClientError:
+    """400 for rows of more tokens than fit, each with its line."""
     details = [
         {
             "line": row["line"],

@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
 from api import errors, logs
+from api.admin import house as admin
+from api.admin.door import Page
 from api.edge import Edge, Metrics
 from api.engine_client import EngineClient
 from api.engine_directory import EngineDirectory
@@ -16,13 +18,28 @@ from api.guard import Guarded
 from api.limits import RateLimiter
 from api.queue import Queue
 from api.resources import Resources
-from api.routes import adapters, chat, completions, files, fine_tuning, health, models, preview
+from api.routes import (
+    adapters,
+    chat,
+    classify,
+    compare,
+    completions,
+    embeddings,
+    estimate,
+    files,
+    fine_tuning,
+    health,
+    job_stream,
+    models,
+    preview,
+)
 from core.blobs import open_store
 from core.records.database import Database
 from core.records.sweeper import Sweeper
 from core.settings import Settings
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/metrics"})
+SIGN_INS, SIGN_IN_WINDOW_S = 10, 900.0  # attempts from one address that may fail within a while
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -40,9 +57,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.resources = resources
     app.router.route_class = Guarded
-    for routes in (health, files, fine_tuning, preview, models, adapters, chat, completions):
+    of_models = (chat, completions, embeddings, classify, compare)
+    for routes in (health, files, fine_tuning, job_stream, estimate, preview, models, adapters, *of_models):
         app.include_router(routes.router)
     app.add_middleware(Edge, metrics=resources.metrics)
+    for router in admin.ROUTERS:
+        app.include_router(router)
     errors.install(app)
     refuse_open_doors(app)
     return app
@@ -61,6 +81,7 @@ def open_resources(settings: Settings) -> Resources:
         queue=Queue(settings),
         engines=engines,
         limiter=RateLimiter(settings.requests_per_minute),
+        sign_ins=RateLimiter(SIGN_INS, window_s=SIGN_IN_WINDOW_S),
         metrics=metrics,
     )
 
@@ -69,7 +90,7 @@ def refuse_open_doors(app: FastAPI) -> None:
     """Raises ValueError for a route that asks for no key and is not one of PUBLIC."""
     for context in iter_route_contexts(app.routes):
         route = context.original_route
-        if not isinstance(route, Guarded) and getattr(route, "path", "") not in PUBLIC:
+        if not isinstance(route, Guarded | Page) and getattr(route, "path", "") not in PUBLIC:
             raise ValueError(f"{route} would answer without a key: give its router route_class=Guarded")
 
 

@@ -95,7 +95,19 @@ def job(row: Job, adapter_name: str | None) -> Shape:
         "total_steps": row.total_steps,
         "attempt": row.attempt,
         "outcome": row.outcome,
+        "estimate": row.estimate,
+        "measured": row.measured,
         "continue_from": spec.continue_from,
+    }
+
+
+def resolved(spec: TrainSpec) -> Shape:
+    """A run's values, every "auto" resolved, under the names by which a job asks for them."""
+    values = spec.model_dump(mode="json")
+    return {
+        "hyperparameters": {name: values[name] for name in values if name in _HYPERPARAMETERS},
+        "peft": values["method"],
+        "training": {name: values[name] for name in values if name not in _HYPERPARAMETERS | _ELSEWHERE},
     }
 
 
@@ -117,6 +129,7 @@ def event(row: JobEvent) -> Shape:
         "type": row.type,
         "data": row.event_data or {},
         "kind": row.kind,
+        "step": row.step,
     }
 
 

@@ -27,7 +27,7 @@ Row = tuple[str, str]  # text, intent
 
 def main() -> int:
     """Train, ask the held-out rows before and after, print and keep."""
-    options = arguments()
+    options = arguments(__doc__, intents=20, rows=50, held_out=30).parse_args()
     if not options.data.exists():
         console.print(f"{options.data} is not here: put CLINC150's data_full.json there, or name it with --data")
         return 2
@@ -45,7 +45,7 @@ def main() -> int:
             training_file=file.id,
             suffix="clinc150",
             seed=7,
-            hyperparameters={"n_epochs": options.epochs if options.epochs == "auto" else int(options.epochs)},
+            hyperparameters={"n_epochs": options.epochs},
             extra_body={"peft": {"type": "lora"}},
         )
         done = follow(client, job, bar, bar.add_task("Training on CLINC150", total=None, says="queued"))
@@ -68,15 +68,20 @@ def main() -> int:
     return 0 if after > before else 1
 
 
-def arguments() -> argparse.Namespace:
-    """What the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def arguments(about: str | None, *, intents: int, rows: int, held_out: int) -> argparse.ArgumentParser:
+    """What a command line may say of a part of CLINC150, and of how it is learned."""
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/clinc150/data_full.json"))
-    parser.add_argument("--intents", type=int, default=20)
-    parser.add_argument("--rows", type=int, default=50, help="training rows of each intent")
-    parser.add_argument("--held-out", type=int, default=30, help="test rows of each intent")
-    parser.add_argument("--epochs", default="auto", help="passes over the training rows")
-    return parser.parse_args()
+    parser.add_argument("--intents", type=int, default=intents)
+    parser.add_argument("--rows", type=int, default=rows, help="training rows of each intent")
+    parser.add_argument("--held-out", type=int, default=held_out, help="test rows of each intent")
+    parser.add_argument("--epochs", type=epochs, default="auto", help="passes over the training rows")
+    return parser
+
+
+def epochs(text: str) -> int | str:
+    """A number, or auto."""
+    return text if text == "auto" else int(text)
 
 
 def rows(path: Path, n_intents: int, n_rows: int, n_held_out: int) -> tuple[list[Row], list[Row], list[str]]:

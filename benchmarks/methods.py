@@ -19,7 +19,7 @@ from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from rich.table import Table
 
-from benchmarks.clinc150 import accuracy, as_chat, rows
+from benchmarks.clinc150 import accuracy, arguments, as_chat, rows
 from benchmarks.service import console, follow, progress, service
 from core.settings import Settings
 from core.specs.method import SPECS
@@ -46,7 +46,7 @@ class Outcome:
 
 def main() -> int:
     """Train all, ask all, print and keep."""
-    options = arguments()
+    options = options_of_this()
     if not options.data.exists():
         console.print(f"{options.data} is not here: put CLINC150's data_full.json there, or name it with --data")
         return 2
@@ -82,14 +82,9 @@ def main() -> int:
     return 0 if all(o.accuracy >= max(told, untold) + CLEAR_GAIN for o in outcomes) else 1
 
 
-def arguments() -> argparse.Namespace:
+def options_of_this() -> argparse.Namespace:
     """What the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/clinc150/data_full.json"))
-    parser.add_argument("--intents", type=int, default=10)
-    parser.add_argument("--rows", type=int, default=20, help="training rows of each intent")
-    parser.add_argument("--held-out", type=int, default=20, help="test rows of each intent")
-    parser.add_argument("--epochs", default="auto", help="passes over the training rows")
+    parser = arguments(__doc__, intents=10, rows=20, held_out=20)
     parser.add_argument("--adopt", action="store_true", help="go on with the jobs of a call that was stopped")
     parser.add_argument("--again", nargs="+", choices=METHODS, default=(), help="with --adopt: but train these anew")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
@@ -112,14 +107,14 @@ def suffix_of(method: str) -> str:
     return method.replace("_", "-")
 
 
-def submit(client: OpenAI, base: str, file_id: str, method: str, epochs: str) -> FineTuningJob:
+def submit(client: OpenAI, base: str, file_id: str, method: str, epochs: int | str) -> FineTuningJob:
     """One job with the method's defaults."""
     return client.fine_tuning.jobs.create(
         model=base,
         training_file=file_id,
         suffix=suffix_of(method),
         seed=7,
-        hyperparameters={"n_epochs": epochs if epochs == "auto" else int(epochs)},  # type: ignore[arg-type]
+        hyperparameters={"n_epochs": epochs},  # type: ignore[arg-type]  # "auto", or a number
         extra_body={"peft": {"type": method}},
     )
 

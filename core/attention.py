@@ -13,6 +13,7 @@ Three ways, chosen by what was measured (2 cores, bf16, 9 query heads on 3, widt
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -144,12 +145,10 @@ def attend_ragged(  # noqa: D417, PLR0917 - the library's signature; the class b
     layer = _Layer(graft_batch, int(module.layer_idx), scaling, sliding_window, softcap)  # type: ignore[arg-type]
     q, k, v = query[0], key[0], value[0]
     if graft_batch.cache is None:
-        starts = graft_batch.starts
-        outs = [
-            layer.row_alone(r, *(t[:, starts[r] : starts[r + 1]] for t in (q, k, v)))
-            for r in layer.batch.rows_of_many()
-        ]
-        return torch.cat(outs)[None], None
+        # Cut once, not row by row: the gradient of a slice is as long as the whole batch, that of a cut is joined.
+        lengths = [stop - start for start, stop in pairwise(graft_batch.starts)]
+        cut = zip(*(torch.split(t, lengths, 1) for t in (q, k, v)), strict=True)
+        return torch.cat([layer.row_alone(row, *qkv) for row, qkv in enumerate(cut)])[None], None
     return layer.rows_in_cache(q, k, v)[None], None
 
 

@@ -1,13 +1,16 @@
 """What the linear layers of the one forward do: a frozen product, plus each token's own low-rank part."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from core.base.facts import site_of
+from core.base.nf4 import Linear4bit
 from core.effects import LowRank
-from core.ops.grouped import add_low_rank, add_masked, rescale
+from core.ops.grouped import add_low_rank, add_masked, product, rescale
 from core.ops.plain import Span
 from core.ops.pool import RankPool
 from core.routing import Routing, is_live
@@ -60,19 +63,28 @@ class RoutedLinear(nn.Module):
         flight = self._board.flight
         if flight is None:
             raise RuntimeError(OUTSIDE)
-        y: Tensor = self.base(x)
         if not flight.spans and flight.pool is None:
+            y: Tensor = self.base(x)
             return y
-        flat_x, flat_y = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
-        if flight.spans:
-            dropped = flight.routing.dropped(flat_x, self.site, flight.starts)
-            flat_y = add_low_rank(flat_y, dropped, flight.routing.parts(self.site), flight.spans)
+        flat_x = x.view(-1, x.shape[-1])
+        flat_y = self._with_long(flight, flat_x)
         if flight.pool is not None:
             self._add_short(flight, flat_x, flat_y)
         if flight.scaled:
             gains = [flight.routing.gain(span.slot, self.site) for span in flight.scaled]
             flat_y = rescale(flat_y, getattr(self.base, "bias", None), flight.scaled, gains)
-        return flat_y.view(y.shape)
+        return flat_y.view(*x.shape[:-1], -1)
+
+    def _with_long(self, flight: Flight, x: Tensor) -> Tensor:
+        """The frozen product of x [N, I], and what the long spans add to it: [N, O]."""
+        if not flight.spans:
+            return self.base(x)  # type: ignore[no-any-return]
+        parts = flight.routing.parts(self.site)
+        dropped = flight.routing.dropped(x, self.site, flight.starts)
+        weight = _dense(self.base)
+        if dropped is x and weight is not None and torch.is_grad_enabled() and any(parts):
+            return product(x, weight, getattr(self.base, "bias", None), parts, flight.spans)
+        return add_low_rank(self.base(x), dropped, parts, flight.spans)
 
     def _add_short(self, flight: Flight, x: Tensor, y: Tensor) -> None:
         assert flight.pool is not None
@@ -102,6 +114,16 @@ def flight_of(routing: Routing, starts: tuple[int, ...], pool: RankPool) -> Flig
         return Flight(routing, starts, [], pool, None, pool.mask([worn.get(n) for n in range(starts[-1])]), scaled)
     tokens = torch.tensor(list(worn), device=pool.device)
     return Flight(routing, starts, long, pool, tokens, pool.mask(list(worn.values())), scaled)
+
+
+def _dense(base: nn.Module) -> Callable[[], Tensor] | None:
+    """What gives the weight [O, I] that a layer multiplies by, or None for a layer that keeps it another way round."""
+    match base:
+        case Linear4bit():
+            return base.dense
+        case nn.Linear():
+            return partial(getattr, base, "weight")
+    return None
 
 
 def _is_poolable(routing: Routing, slot: int, pool: RankPool) -> bool:

@@ -33,6 +33,11 @@ class TokenLosses:
         """Of the whole batch."""
         return NextTokenLoss(self.nats.sum(), len(self.nats), int(self.hits.sum()))
 
+    def between(self, first: int, last: int) -> "TokenLosses":
+        """Of the rows from first up to but without last, counted from 0 again."""
+        start, stop = torch.searchsorted(self.rows, torch.tensor([first, last], device=self.rows.device)).tolist()
+        return TokenLosses(self.nats[start:stop], self.hits[start:stop], self.rows[start:stop] - first)
+
     def of_rows(self, count: int) -> Tensor:
         """Of each of the batch's rows: [B]. count: B, since rows without a learned token are not named."""
         return self.nats.new_zeros(count).index_add(0, self.rows, self.nats)

@@ -15,6 +15,7 @@ from core.base.nf4 import dense_weight
 from core.cache import KVCache
 from core.effects import Effect, KVPrefix, LowRank, SoftPrompt, norm_of
 from core.fitting import Shape, check
+from core.frugal import make_frugal
 from core.linear import OUTSIDE, Head, RoutedLinear, Switchboard, flight_of
 from core.ops.plain import Span
 from core.ops.pool import RankPool
@@ -61,12 +62,8 @@ class Rows:
             ids.append(torch.as_tensor(row, dtype=torch.long))
             positions.append(torch.arange(first, first + len(row)))
             starts.append(starts[-1] + len(row))
-        return cls(
-            torch.cat(ids).to(device),
-            torch.cat(positions).to(device),
-            tuple(starts),
-            None if slots is None else tuple(slots),
-        )
+        taken = None if slots is None else tuple(slots)
+        return cls(torch.cat(ids).to(device), torch.cat(positions).to(device), tuple(starts), taken)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -94,6 +91,7 @@ class RoutedModel(nn.Module):
         self.base.train(mode=False)
         self.base.set_attn_implementation(NAME)
         self.checkpointing = checkpointing
+        make_frugal(base, checkpointing=checkpointing)
         self._board = Switchboard()
         self.sites = self._route()
         self.shape = self._shape()

@@ -98,6 +98,11 @@ class Run:
         """Of the next step."""
         return self.rate_factor * learning_rate(self.spec, self.step + 1, self.total_steps)
 
+    def forward_at_most(self, tokens: int) -> None:
+        """From now on no more tokens go forward at once. What a step learns stays the same."""
+        fewer = min(tokens, self.spec.tokens_per_batch)
+        self.spec = self.spec.model_copy(update={"tokens_per_batch": fewer})
+
     def next_rows(self) -> list[int]:
         """Which rows of the corpus the next step learns from."""
         epoch, turn = divmod(self.step, self.steps_per_epoch)

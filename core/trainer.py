@@ -7,7 +7,7 @@ each turn, so that a run may join or leave it between turns, and to stop altoget
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -19,6 +19,7 @@ from torch import Tensor
 from core.data.batches import Corpus, cuts, micro_batches
 from core.data.tokens import TokenRow
 from core.effects import Effect, Ensemble, members_of
+from core.happenings import Cramped, Event, Failed, Skipped, Step
 from core.losses import TokenLosses, assembled, token_losses
 from core.methods import Method
 from core.model import RoutedModel, Rows
@@ -26,44 +27,9 @@ from core.preferences import Pairs, Preference, nats_of, nats_of_references
 from core.routing import Routing, dropout_key
 from core.run import Run
 from core.score import Loss, Score
+from core.shortage import MOST_HALVINGS, is_lack_of_memory, smaller
 
-__all__ = ["Event", "Failed", "Run", "Score", "Skipped", "Step", "evaluate", "evaluate_pairs", "train"]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One optimiser step of one run, done. number counts from 1 up to of."""
-
-    run: Run
-    number: int
-    of: int
-    loss: float  # nats for each learned token; of DPO, for each pair
-    accuracy: float  # share of learned tokens that were the most likely ones; of DPO, of pairs with a positive margin
-    learning_rate: float
-    grad_norm: float  # before clipping
-    tokens: int  # learned and unlearned
-    seconds: float  # of the whole turn
-    reward_margin: float | None = None  # of DPO: the mean of its pairs
-
-
-@dataclass(frozen=True, eq=False)
-class Skipped:
-    """One step of one run whose loss or gradient was not finite: nothing was learned, the run goes on."""
-
-    run: Run
-    number: int
-    in_a_row: int
-
-
-@dataclass(frozen=True, eq=False)
-class Failed:
-    """One run's own end: it takes no further turn, the others go on."""
-
-    run: Run
-    error: Exception
-
-
-Event = Step | Skipped | Failed
+__all__ = ["Cramped", "Event", "Failed", "Run", "Score", "Skipped", "Step", "evaluate", "evaluate_pairs", "train"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,12 +69,18 @@ class _Worn:
 def train(model: RoutedModel, runs: Sequence[Run]) -> Iterator[Event]:
     """Yields one event for each active run after every turn, until no run is active.
 
-    An error of the common forward, such as a lack of memory, is raised: it cannot be blamed on one run.
+    An error of the common forward is raised: it cannot be blamed on one run. So is a lack of memory where smaller
+    micro-batches were of no help: before that each run hears that it was Cramped.
     """
+    halvings = 0
     while active := [run for run in runs if run.is_active]:
         began = time.perf_counter()
         pieces = [_Piece(run, place, run.corpus.rows_of(place)) for run in active for place in run.next_rows()]
-        scores = _learn(model, pieces)
+        scores = _learned(model, pieces, can_shrink=halvings < MOST_HALVINGS)
+        if scores is None:
+            halvings += 1
+            yield from (Cramped(run, run.step, run.spec.tokens_per_batch) for run in active)
+            continue
         done = [_updated(run, sum(p.tokens for p in pieces if p.run is run), scores[run]) for run in active]
         seconds = time.perf_counter() - began
         yield from (replace(event, seconds=seconds) if isinstance(event, Step) else event for event in done)
@@ -149,13 +121,47 @@ def evaluate_pairs(
         yield score
 
 
+def _learned(model: RoutedModel, pieces: Sequence[_Piece], *, can_shrink: bool) -> dict[Run, Score] | None:
+    """As _learn; None where memory was not enough and the runs of the turn have been given fewer tokens a forward.
+
+    No gradient is left of such a turn. Raises what _learn does.
+    """
+    try:
+        return _learn(model, pieces)
+    except (MemoryError, RuntimeError) as error:
+        if not (can_shrink and is_lack_of_memory(error) and _shrink(pieces)):
+            raise
+    # The error, which holds all that the turn had made, is gone by here.
+    for run in {piece.run for piece in pieces}:
+        run.optimiser.zero_grad()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _shrink(pieces: Sequence[_Piece]) -> bool:
+    """Whether the micro-batches of these will be smaller: each run's tokens of a forward are cut, where it has more."""
+    remaining, runs = iter(pieces), {piece.run for piece in pieces}
+    counts = cuts([piece.cost for piece in pieces], _budget(runs))
+    tokens = smaller([[next(remaining).cost for _ in range(count)] for count in counts])
+    if tokens is None:
+        return False
+    for run in runs:
+        run.forward_at_most(tokens * run.spec.method.members)
+    return True
+
+
+def _budget(runs: Iterable[Run]) -> int:
+    """Tokens of one micro-batch, of each member of an ensemble."""
+    return min(run.spec.tokens_per_batch // run.spec.method.members for run in runs)
+
+
 def _learn(model: RoutedModel, pieces: Sequence[_Piece]) -> dict[Run, Score]:
     """Goes forward and backward over a turn's rows; the gradients are then those of each run's mean loss."""
     scores = {piece.run: Score() for piece in pieces}
     weights = {run: sum(p.weight for p in pieces if p.run is run) for run in scores}
     remaining = iter(pieces)
-    budget = min(run.spec.tokens_per_batch // run.spec.method.members for run in scores)
-    for count in cuts([piece.cost for piece in pieces], budget):
+    for count in cuts([piece.cost for piece in pieces], _budget(scores)):
         for run, loss in _backward(model, [next(remaining) for _ in range(count)], weights):
             scores[run] = scores[run].plus(loss)
     return scores
@@ -215,31 +221,44 @@ class _Seen:
     rows: Rows
     learned: Tensor  # [N] bool
 
-    def losses(self, bounds: Sequence[int]) -> TokenLosses:
-        """Of neighbouring rows, by the row boundaries that they have in the batch."""
+    def losses(self, first: int, last: int) -> TokenLosses:
+        """Of the rows from first up to but without last."""
+        bounds = self.rows.starts[first : last + 1]
         cut = slice(bounds[0], bounds[-1])
         starts = [bound - bounds[0] for bound in bounds]
         return token_losses(self.model, self.hidden[cut], self.rows.ids[cut], self.learned[cut], starts)
+
+    def parted(self) -> Callable[[int, int], TokenLosses]:
+        """As losses, but the output head, which is the largest product, runs once for all rows.
+
+        Where a row is at fault it runs for each part by itself, so that its owner alone ends.
+        """
+        try:
+            return self.losses(0, len(self.rows)).between
+        except Exception as error:
+            if is_lack_of_memory(error):
+                raise
+            return self.losses
 
 
 def _losses(seen: _Seen, owners: Sequence[Run], references: dict[Run, Tensor]) -> list[tuple[Run, Loss]]:
     """Each run's own. Rows of one run are neighbours."""
     found: list[tuple[Run, Loss]] = []
-    first = 0
+    losses, first = seen.parted(), 0
     for run, own in groupby(owners):
         last = first + sum(1 for _ in own)
-        loss = _guarded(run, partial(_loss, run, seen, seen.rows.starts[first : last + 1], references.get(run)))
+        loss = _guarded(run, partial(_loss, run, partial(losses, first, last), last - first, references.get(run)))
         if loss is not None:
             found.append((run, loss))
         first = last
     return found
 
 
-def _loss(run: Run, seen: _Seen, bounds: Sequence[int], reference: Tensor | None) -> Loss:
-    losses = seen.losses(bounds)
+def _loss(run: Run, losses: Callable[[], TokenLosses], count: int, reference: Tensor | None) -> Loss:
+    """count: of its rows."""
     if run.preference is None or reference is None:
-        return losses.summed()
-    return run.preference.loss(losses.of_rows(len(bounds) - 1), reference)
+        return losses().summed()
+    return run.preference.loss(losses().of_rows(count), reference)
 
 
 def _updated(run: Run, tokens: int, score: Score) -> Event:
@@ -270,8 +289,8 @@ def _guarded(run: Run, act: Callable[[], T]) -> T | None:
         return None
     try:
         return act()
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # all runs share the memory: it is nobody's own
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's own, and Failed carries it out
-        run.error = error
+    except Exception as error:
+        if is_lack_of_memory(error):
+            raise  # all runs share the memory: it is nobody's own
+        run.error = error  # whatever it is, it is this run's own, and Failed carries it out
         return None

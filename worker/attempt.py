@@ -30,31 +30,20 @@ from core.specs.assignment import (
     SamplesReport,
     WarningReport,
 )
-from core.trainer import Event, Failed, Score, Skipped, Step
+from core.trainer import Cramped, Event, Failed, Score, Skipped, Step
 from worker import due, failpoints
 from worker.export import details_of, export
 from worker.judging import Judge
-from worker.meters import Ranks, metrics_of, step_report
+from worker.meters import Pace, Ranks, memory_bytes, metrics_of, shortage_report, step_report
 from worker.opened import Opened
 from worker.reading import corpus_of, reference_of, start_of
+from worker.reasons import Diverged, Drained, UnusableMethodError
 from worker.shift import measured_shift
 from worker.validating import Validation
 from worker.wish import Wish
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
 SIGN_OF_LIFE_S = 10.0  # a long validation says so often that it is going on
-
-
-class Drained(Exception):
-    """Somebody asked this attempt to stop, and what it did is on disk."""
-
-
-class UnusableMethodError(ValueError):
-    """The base model cannot wear what the spec asks for. The message is for the customer."""
-
-
-class Diverged(Exception):
-    """Loss or gradients were not finite again after one roll-back. The message is for the customer."""
 
 
 class Attempt:
@@ -72,7 +61,7 @@ class Attempt:
         self.say, self.drain = say, drain
         self.checkpoints = assignment.work_dir / "checkpoints"
         self.adapters = assignment.work_dir / "adapters"
-        self.ranks = Ranks()
+        self.ranks, self.pace = Ranks(), Pace()
         self.metrics: dict[str, float] = {}  # of the last step, and of the last validation
         self.saved_at = time.monotonic()
 
@@ -97,6 +86,9 @@ class Attempt:
     def hear(self, event: Event) -> int | None:
         """Does what belongs to a turn of the run. FINISHED once that was its last and the adapter is made."""
         match event:
+            case Cramped():
+                self.say(shortage_report(event))
+                return None
             case Step():
                 self._report(event)
             case Skipped():
@@ -162,6 +154,7 @@ class Attempt:
 
     def _report(self, step: Step) -> None:
         self.metrics |= metrics_of(step)
+        self.pace.note(step)
         self.say(step_report(step, self.ranks, self.base.device))
         self._reached(f"step:{step.number}")
 
@@ -290,6 +283,8 @@ class Attempt:
                 metrics=self.metrics,
                 details=details_of(self.run.method, self.base) | measured,
                 outcome=outcome,
+                memory_bytes=memory_bytes(self.base.device),
+                tokens_per_s=self.pace.tokens_per_s,
             )
         )
         return FINISHED

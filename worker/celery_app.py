@@ -18,6 +18,7 @@ from core.records.database import Database
 from core.records.tables import new_id
 from core.settings import Settings
 from worker.presence import Pulse
+from worker.room import device_of
 from worker.seat import Seat
 from worker.training import Workshop
 
@@ -33,6 +34,7 @@ class Station:
         self._id = new_id("trainer-")
         self._owner = f"{platform.node()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.seat = Seat(Workshop(settings, self._db, open_store(settings), Bell(celery).ring), self._owner)
+        self._device = device_of(settings)
         self._pulse = Pulse(self._say)
 
     def start(self) -> None:
@@ -49,7 +51,7 @@ class Station:
         self._db.close()
 
     def _say(self) -> None:
-        details = {"is_busy": self.seat.is_taken, "owner": self._owner, "pid": os.getpid()}
+        details = {"is_busy": self.seat.is_taken, "owner": self._owner, "pid": os.getpid(), "device": self._device}
         presences.beat(self._db, self._id, role="trainer", is_ready=True, details=details)
 
 

@@ -1,19 +1,26 @@
-"""What an attempt reports beside its loss: memory in use, ranks that moved. Knows no job."""
+"""What an attempt reports beside its loss: memory in use, its pace, ranks that moved. Knows no job."""
 
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
 from core.methods import Method
-from core.specs.assignment import StepReport
-from core.trainer import Step
+from core.specs.assignment import StepReport, WarningReport
+from core.trainer import Cramped, Step
+
+STATUS = Path("/proc/self/status")  # on Linux
 
 
 def memory_bytes(device: torch.device) -> int:
     """The most that was in use so far: of the GPU, else of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
+    if STATUS.exists():
+        # Not ru_maxrss: that begins with what the parent had when it started us.
+        said = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return int(said["VmHWM"].split()[0]) << 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -41,6 +48,30 @@ def step_report(step: Step, ranks: "Ranks", device: torch.device) -> StepReport:
         memory_bytes=memory_bytes(device),
         ranks=ranks.news(step.run.method),
     )
+
+
+def shortage_report(cramped: Cramped) -> WarningReport:
+    """What a run goes on with where memory was not enough."""
+    message = f"Memory was not enough; going on with {cramped.tokens_per_batch} tokens at a time"
+    fewer = cramped.tokens_per_batch
+    return WarningReport(code="out_of_memory", message=message, step=cramped.number, tokens_per_batch=fewer)
+
+
+class Pace:
+    """How fast one attempt learns, over all its steps."""
+
+    def __init__(self) -> None:
+        self._tokens, self._seconds = 0, 0.0
+
+    def note(self, step: Step) -> None:
+        """One more step."""
+        self._tokens += step.tokens
+        self._seconds += step.seconds
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """None before the first step."""
+        return self._tokens / self._seconds if self._seconds else None
 
 
 class Ranks:

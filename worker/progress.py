@@ -132,7 +132,7 @@ class Progress:
                 case SamplesReport():
                     self._events.append(samples_event(report))
                 case WarningReport():
-                    self._events.append(Event(report.code, report.message, level="warn", step=report.step))
+                    self._events.append(warning_event(report))
 
     def note(self, event: Event) -> None:
         """Note what the supervisor itself has to say; it is written within WRITE_S."""
@@ -227,6 +227,12 @@ def validation_event(report: ValidationReport, last: StepReport | None) -> Event
     metrics["best_step"] = report.best_step
     metrics |= _known(report, VALID_ONLY_SOME)
     return Event("validation", message, type="metrics", step=report.step, data=metrics)
+
+
+def warning_event(report: WarningReport) -> Event:
+    """What is not as asked. Later attempts read from it how many tokens memory bears (worker/preparing.py)."""
+    data = None if report.tokens_per_batch is None else {"tokens_per_batch": report.tokens_per_batch}
+    return Event(report.code, report.message, level="warn", step=report.step, data=data)
 
 
 def samples_event(report: SamplesReport) -> Event:

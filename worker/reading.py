@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerFast
 
 from core.adapter_files import read_zip
 from core.base.load import OpenBase, open_base
+from core.data.amounts import measure
 from core.data.batches import Corpus
 from core.data.faults import Fault
 from core.data.formats import check, read
 from core.data.pairs import encode_pairs
-from core.data.tokens import TooLongError, encode_all, measure
+from core.data.tokens import TooLongError, encode_all
 from core.effects import Effect, Ensemble, SoftPrompt, members_of
 from core.model import RoutedModel
 from core.preferences import Pairs

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from core.settings import Settings
 from core.specs.assignment import ORDER, ORPHANED, Assignment, Order, Told
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ def main() -> NoReturn:
     threading.Thread(target=_listen, args=(lines, orders), name="leash", daemon=True).start()
     # cuBLAS sums in one and the same order only with a workspace of fixed size, and reads this when it is loaded.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    from core.settings import Settings  # noqa: PLC0415 - nor does it know of secrets before it is on the leash
     from worker.company import Company  # noqa: PLC0415 - torch takes seconds to import; see the head of this file
 
     company = Company(Settings(), reports.tell, drain)

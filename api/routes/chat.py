@@ -1,7 +1,7 @@
 """POST /v1/chat/completions, plain and streaming."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,8 +11,10 @@ from api.answers import Emit, EventStream, WatchedJSON
 from api.deps import target_of
 from api.generation_request import ChatRequest
 from api.guard import Guarded
-from api.inference import Inference, Row
+from api.inference import Inference, Piece, Row
+from api.logprobs import of_chat
 from core.records.tables import new_id
+from core.specs.generation import Likelihood
 
 router = APIRouter(prefix="/v1/chat/completions", route_class=Guarded)
 
@@ -20,9 +22,8 @@ router = APIRouter(prefix="/v1/chat/completions", route_class=Guarded)
 @router.post("", response_model=None)
 async def create(request: Request, body: ChatRequest) -> Response:
     """Continues a conversation."""
-    target = await target_of(request, body)
-    messages = tuple(message.message() for message in body.messages)
-    chat = _Chat(Inference(request, target, body, [messages]), body)
+    target = await target_of(request, body.model, body.base_precision)
+    chat = _Chat(Inference(request, target, body, [body.conversation()]), body)
     return EventStream(chat.stream) if body.stream else WatchedJSON(chat.complete)
 
 
@@ -37,7 +38,7 @@ class _Chat:
         return {
             **self._head,
             "object": "chat.completion",
-            "choices": [_choice(row) for row in self._inference.rows],
+            "choices": [self._choice(row) for row in self._inference.rows],
             "usage": self._inference.counts(),
             "service_tier": "default",
             "system_fingerprint": None,
@@ -51,25 +52,31 @@ class _Chat:
                 begun.add(row.index)
                 await emit(self._chunk(row, {"role": "assistant", "content": "", "refusal": None}))
 
-        async def on_text(row: Row, text: str) -> None:
+        async def on_piece(row: Row, piece: Piece) -> None:
             await begin(row)
-            if text:
-                await emit(self._chunk(row, {"content": text}))
+            if piece.text or piece.likelihoods:
+                logprobs = self._logprobs(piece.likelihoods)
+                await emit(self._chunk(row, {"content": piece.text}, logprobs=logprobs))
             if row.finish:
                 await emit(self._chunk(row, {}, row.finish))
 
-        await self._inference.run(on_text)
+        await self._inference.run(on_piece)
         if self._body.wants_usage:
             await emit({**self._chunk_head(), "choices": [], "usage": self._inference.counts()})
 
-    def _chunk(self, row: Row, delta: Mapping[str, object], finish: str | None = None) -> dict[str, object]:
-        choice = {"index": row.index, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _chunk(
+        self, row: Row, delta: Mapping[str, object], finish: str | None = None, logprobs: object = None
+    ) -> dict[str, object]:
+        choice = {"index": row.index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return {**self._chunk_head(), "choices": [choice], **({"usage": None} if self._body.wants_usage else {})}
 
     def _chunk_head(self) -> dict[str, object]:
         return {**self._head, "object": "chat.completion.chunk", "service_tier": "default", "system_fingerprint": None}
 
+    def _logprobs(self, likelihoods: Sequence[Likelihood]) -> object:
+        return None if self._body.n_top_logprobs is None else of_chat(likelihoods)
 
-def _choice(row: Row) -> dict[str, object]:
-    message: dict[str, object] = {"role": "assistant", "content": row.text, "refusal": None, "annotations": []}
-    return {"index": row.index, "message": message, "logprobs": None, "finish_reason": row.finish}
+    def _choice(self, row: Row) -> dict[str, object]:
+        message: dict[str, object] = {"role": "assistant", "content": row.text, "refusal": None, "annotations": []}
+        logprobs = self._logprobs(row.likelihoods)
+        return {"index": row.index, "message": message, "logprobs": logprobs, "finish_reason": row.finish}

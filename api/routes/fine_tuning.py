@@ -10,9 +10,10 @@ from starlette.responses import JSONResponse
 
 from api import errors, idempotency, shapes
 from api.deps import AccountDep, After, OwnedJob, ResourcesDep
+from api.estimating import estimated, must_fit
 from api.guard import Guarded
 from api.idempotency import Write
-from api.job_plan import Plan, plan, refuse_long_rows
+from api.job_plan import Plan, plan
 from api.job_request import JobRequest
 from api.resources import Resources
 from core.records import jobs, names
@@ -20,6 +21,7 @@ from core.records.accounts import Account
 from core.records.pages import page
 from core.records.scope import of
 from core.records.tables import Idempotency, Job
+from core.specs.estimate import Estimate
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", route_class=Guarded)
 
@@ -34,8 +36,10 @@ async def create(request: Request, body: JobRequest, account: AccountDep, resour
     answered = await run_sync(_answered, resources, account, write)
     if answered is None:
         planned = await run_sync(plan, resources, account, body)
-        await refuse_long_rows(resources, planned)
-        job = await run_sync(_create, resources, account, body, planned, write)
+        foretold = await estimated(resources, planned)
+        if foretold is not None:
+            must_fit(foretold)
+        job = await run_sync(_create, resources, account, body, (planned, foretold), write)
         if isinstance(job, dict):
             return JSONResponse(job, background=BackgroundTask(_ring, resources, job["id"]))
         answered = job
@@ -106,9 +110,10 @@ def _answered(resources: Resources, account: Account, write: Write) -> Idempoten
 
 
 def _create(
-    resources: Resources, account: Account, body: JobRequest, planned: Plan, write: Write
+    resources: Resources, account: Account, body: JobRequest, settled: tuple[Plan, Estimate | None], write: Write
 ) -> shapes.Shape | Idempotency:
     """The new job's object, or the answer that the same write got meanwhile."""
+    planned, foretold = settled
     with resources.database.writing() as session:
         answered = write.answered(session, account)
         if answered is not None:
@@ -124,6 +129,7 @@ def _create(
                 suffix=body.suffix,
                 metadata=body.metadata,
                 max_attempts=resources.settings.max_attempts,
+                estimate=None if foretold is None else foretold.model_dump(mode="json"),
             )
         except LookupError:
             raise errors.bad_request("A file of this job was deleted just now.", code="file_not_found") from None

@@ -7,7 +7,7 @@ every token, and a mask keeps each token's own: the bytes of the adapters are re
 is made of.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,15 +25,32 @@ def add_low_rank(y: Tensor, x: Tensor, parts: Sequence[Part | None], spans: Sequ
     if not here:
         return y
     if torch.is_grad_enabled():
-        scales = [0.0 if part is None else part.scale for part in parts]
-        flat = [t for part in parts for t in ((None, None) if part is None else (part.a, part.b))]
-        summed: Tensor = _AddLowRank.apply(y, x, here, scales, *flat)  # type: ignore[no-untyped-call]
+        summed: Tensor = _AddLowRank.apply(y, x, *_told(parts, here))  # type: ignore[no-untyped-call]
         return summed
     for start, stop, slot in here:
         part = parts[slot]
         assert part is not None
         u = x[start:stop] @ part.a.to(x.dtype).T  # [n, R]
         y[start:stop].addmm_(u, part.b.to(x.dtype).T, alpha=part.scale)
+    return y
+
+
+def product(
+    x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None, parts: Sequence[Part | None], spans: Sequence[Span]
+) -> Tensor:
+    """A frozen product and every token's low-rank part in one node, which keeps x once and adds up in place.
+
+    Semantics: those of plain.add_low_rank of x Wᵀ + bias. Spans must come in order. Differentiable in x and every part.
+
+    Args:
+        x: [N, I].
+        weight: gives W [O, I]; asked again in backward, so that a weight in 4 bits is not kept in more.
+        bias: [O], or None.
+        parts: S of them, one for each slot.
+        spans: of tokens, apart from one another.
+
+    """
+    y: Tensor = _Product.apply(x, weight, bias, *_told(parts, spans))  # type: ignore[no-untyped-call]
     return y
 
 
@@ -78,6 +95,13 @@ def rescale(y: Tensor, bias: Tensor | None, spans: Sequence[Span], gains: Sequen
     return torch.cat([*pieces, y[filled:]]) if pieces else y
 
 
+def _told(parts: Sequence[Part | None], spans: Sequence[Span]) -> tuple[Any, ...]:
+    """Spans that a part is for, S scales, then a and b of each slot, as autograd takes them: flat."""
+    flat = (t for part in parts for t in ((None, None) if part is None else (part.a, part.b)))
+    scales = [0.0 if part is None else part.scale for part in parts]
+    return [span for span in spans if parts[span.slot] is not None], scales, *flat
+
+
 class _AddLowRank(torch.autograd.Function):
     """One node for all adapters of one layer. The frozen weight gets no gradient; x is kept once, for every part."""
 
@@ -90,46 +114,113 @@ class _AddLowRank(torch.autograd.Function):
         scales: list[float],
         *flat: Tensor | None,
     ) -> Tensor:
-        out, filled = torch.empty_like(y), 0
-        thin = []  # one [n, R] for each span
-        low = [None if t is None else t.to(x.dtype) for t in flat]
-        for start, stop, slot in spans:
-            a, b = low[2 * slot], low[2 * slot + 1]
-            assert a is not None
-            assert b is not None
-            out[filled:start] = y[filled:start]
-            thin.append(x[start:stop] @ a.T)
-            torch.addmm(y[start:stop], thin[-1], b.T, alpha=scales[slot], out=out[start:stop])
-            filled = stop
-        out[filled:] = y[filled:]
-        ctx.save_for_backward(x, *low, *thin)
-        ctx.spans, ctx.scales, ctx.kinds = spans, scales, [None if t is None else t.dtype for t in flat]
+        out = y.clone()
+        _keep(ctx, x, _add(out, x, spans, scales, flat), spans, scales, flat)
         return out
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-        x, *kept = ctx.saved_tensors
-        low, thin = kept[: len(ctx.kinds)], kept[len(ctx.kinds) :]
-        dx, filled = torch.empty_like(x) if ctx.needs_input_grad[1] else None, 0
-        # Spans of one adapter add up in fp32, so that rounding does not grow with their number.
+        kept = _Kept(ctx)
+        grads, thin_grads = kept.backward(dy, ctx.needs_input_grad[4:])
+        dx = kept.into_x(torch.zeros_like(kept.x), thin_grads) if ctx.needs_input_grad[1] else None
+        return dy, dx, None, None, *grads
+
+
+class _Product(torch.autograd.Function):
+    """As _AddLowRank, the frozen product among it."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0917 - autograd gives all by place
+        ctx: Any,  # noqa: ANN401
+        x: Tensor,
+        weight: Callable[[], Tensor],
+        bias: Tensor | None,
+        spans: list[Span],
+        scales: list[float],
+        *flat: Tensor | None,
+    ) -> Tensor:
+        y = torch.nn.functional.linear(x, weight(), bias)
+        _keep(ctx, x, _add(y, x, spans, scales, flat), spans, scales, flat)
+        ctx.weight = weight
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
+        kept = _Kept(ctx)
+        grads, thin_grads = kept.backward(dy, ctx.needs_input_grad[5:])
+        dx = kept.into_x(dy @ ctx.weight(), thin_grads) if ctx.needs_input_grad[0] else None
+        return dx, None, None, None, None, *grads
+
+
+Flat = Sequence[Tensor | None]  # a and b of slot 0, of slot 1, …; None and None of a slot without a part
+
+
+def _add(
+    y: Tensor, x: Tensor, spans: Sequence[Span], scales: Sequence[float], flat: Flat
+) -> tuple[list[Tensor | None], list[Tensor]]:
+    """Writes to y. Returns flat in the type of x, and x Aᵀ of each span: [n, R]."""
+    low = [None if t is None else t.to(x.dtype) for t in flat]
+    thin = []
+    for start, stop, slot in spans:
+        a, b = _pair(low, slot)
+        thin.append(x[start:stop] @ a.T)
+        y[start:stop].addmm_(thin[-1], b.T, alpha=scales[slot])
+    return low, thin
+
+
+def _keep(  # noqa: PLR0917 - what one node keeps
+    ctx: Any,  # noqa: ANN401
+    x: Tensor,
+    made: tuple[list[Tensor | None], list[Tensor]],
+    spans: list[Span],
+    scales: list[float],
+    flat: Flat,
+) -> None:
+    low, thin = made
+    ctx.save_for_backward(x, *low, *thin)
+    ctx.spans, ctx.scales, ctx.kinds = spans, scales, [None if t is None else t.dtype for t in flat]
+
+
+class _Kept:
+    """What a node kept, read once: a tensor that is reckoned again when it is asked for is asked for once."""
+
+    def __init__(self, ctx: Any) -> None:  # noqa: ANN401
+        self.x, *kept = ctx.saved_tensors
+        self.spans, self.scales, self.kinds = ctx.spans, ctx.scales, ctx.kinds
+        self.low, self.thin = kept[: len(self.kinds)], kept[len(self.kinds) :]
+
+    def backward(self, dy: Tensor, wanted: Sequence[bool]) -> tuple[Flat, list[Tensor]]:
+        """The gradients of flat, and that of x Aᵀ of each span: [n, R]."""
+        worn = {span.slot for span in self.spans}
         grads: list[Tensor | None] = [
-            None if t is None or not ctx.needs_input_grad[4 + i] else torch.zeros_like(t, dtype=torch.float32)
-            for i, t in enumerate(low)
+            torch.zeros_like(t, dtype=torch.float32) if is_wanted and place // 2 not in worn else None
+            for place, (t, is_wanted) in enumerate(zip(self.low, wanted, strict=True))
         ]
-        for (start, stop, slot), u in zip(ctx.spans, thin, strict=True):
-            a, b = low[2 * slot], low[2 * slot + 1]
-            dy_here, x_here = dy[start:stop], x[start:stop]
-            du = (dy_here @ b).mul_(ctx.scales[slot])  # [n, R]
-            da, db = grads[2 * slot], grads[2 * slot + 1]
-            if da is not None:
-                da += du.T @ x_here
-            if db is not None:
-                db += (dy_here.T @ u).mul_(ctx.scales[slot])
-            if dx is not None:
-                dx[filled:start] = 0
-                torch.mm(du, a, out=dx[start:stop])
-                filled = stop
-        if dx is not None:
-            dx[filled:] = 0
-        cast = [None if g is None else g.to(kind) for g, kind in zip(grads, ctx.kinds, strict=True)]
-        return dy, dx, None, None, *cast
+        thin_grads = []
+        for (start, stop, slot), u in zip(self.spans, self.thin, strict=True):
+            here, scale = dy[start:stop], self.scales[slot]
+            thin_grads.append((here @ self.low[2 * slot + 1]).mul_(scale))
+            if wanted[2 * slot]:
+                _sum_up(grads, 2 * slot, thin_grads[-1].T @ self.x[start:stop])
+            if wanted[2 * slot + 1]:
+                _sum_up(grads, 2 * slot + 1, (u.T @ here).mul_(scale).T)
+        return [None if g is None else g.to(kind) for g, kind in zip(grads, self.kinds, strict=True)], thin_grads
+
+    def into_x(self, dx: Tensor, thin_grads: Sequence[Tensor]) -> Tensor:
+        """Adds to dx [N, I] what the low-rank parts say, and returns it."""
+        for (start, stop, slot), du in zip(self.spans, thin_grads, strict=True):
+            dx[start:stop].addmm_(du, self.low[2 * slot])
+        return dx
+
+
+def _sum_up(grads: list[Tensor | None], place: int, grad: Tensor) -> None:
+    """Spans of one adapter add up in fp32, so that rounding does not grow with their number."""
+    so_far = grads[place]
+    grads[place] = grad.float() if so_far is None else so_far.add_(grad)
+
+
+def _pair(low: Flat, slot: int) -> tuple[Tensor, Tensor]:
+    a, b = low[2 * slot], low[2 * slot + 1]
+    assert a is not None
+    assert b is not None
+    return a, b

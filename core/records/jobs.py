@@ -52,10 +52,12 @@ __all__ = [
     "create",
     "drain",
     "events",
+    "events_behind",
     "fail",
     "find",
     "listed",
     "mark_rung",
+    "paces",
     "record",
     "record_checkpoint",
     "requeue",
@@ -91,6 +93,7 @@ def create(
     metadata: Mapping[str, str] | None = None,
     max_attempts: int = 3,
     retry_of: str | None = None,
+    estimate: Mapping[str, Any] | None = None,
 ) -> Job:
     """T1. A queued job and its first event; the caller commits, then rings. LookupError names a missing file."""
     for file_id in filter(None, (training_file_id, validation_file_id)):
@@ -112,6 +115,7 @@ def create(
         validation_file_id=validation_file_id,
         max_attempts=max_attempts,
         retry_of=retry_of,
+        estimate=None if estimate is None else dict(estimate),
         run_after=now,
         created_at=now,
     )
@@ -164,6 +168,14 @@ def events(
     return page(session, mine, [JobEvent.id], after=after, limit=limit)
 
 
+def events_behind(
+    session: Session, account: Account, job_id: str, number: int, *, limit: int = 100
+) -> Sequence[JobEvent]:
+    """What happened to the account's job behind the event of that number, oldest first."""
+    mine = select(JobEvent).join(Job, Job.id == JobEvent.job_id).where(Job.id == job_id, *of(Job, account))
+    return session.scalars(mine.where(JobEvent.id > number).order_by(JobEvent.id).limit(limit)).all()
+
+
 def checkpoints(
     session: Session, account: Account, job_id: str, *, after: str | None = None, limit: int = 10
 ) -> Page[Checkpoint]:
@@ -171,6 +183,16 @@ def checkpoints(
     mine = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(Job.id == job_id, *of(Job, account))
     usable = mine.where(Checkpoint.model_name.is_not(None))
     return page(session, usable, [Checkpoint.step, Checkpoint.id], after=after, limit=limit)
+
+
+def paces(session: Session, base_model: str, method: str, precision: str, *, newest: int) -> list[float]:
+    """Tokens a second of the newest jobs of this base, method and precision, whoever's: it is a machine's figure."""
+    done = select(Job.measured).where(Job.base_model == base_model, Job.state == "succeeded", Job.measured.is_not(None))
+    of_kind = done.where(
+        Job.spec["method"]["type"].as_string() == method, Job.spec["method"]["base_precision"].as_string() == precision
+    )
+    found = session.scalars(of_kind.order_by(Job.finished_at.desc()).limit(newest))
+    return [float(said["tokens_per_s"]) for said in found if said and said.get("tokens_per_s")]
 
 
 def work_of(db: Database, held: Claim) -> Work:

@@ -79,6 +79,29 @@ class ApiKey(Owned, Table):
     revoked_at: Mapped[float | None]
 
 
+class BrowserSession(Table):
+    """A browser that is signed in to the dashboard, as the bearer of a key: the hash of its cookie, never itself."""
+
+    __tablename__ = "sessions"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    token_sha256: Mapped[str] = mapped_column(SHA256, unique=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    created_at: Mapped[float]
+    seen_at: Mapped[float]
+    expires_at: Mapped[float]
+    closed_at: Mapped[float | None]
+
+
+class SignInCode(Table):
+    """What the terminal shows, so that a browser there may sign in once without the key being pasted."""
+
+    __tablename__ = "sign_in_codes"
+    code_sha256: Mapped[str] = mapped_column(SHA256, primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    expires_at: Mapped[float]
+    used_at: Mapped[float | None]
+
+
 class File(Owned, Table):
     """An uploaded file. status: uploaded, processed, error."""
 
@@ -132,6 +155,8 @@ class Job(Owned, Table):
     error_details: Mapped[list[Any] | None]
     result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     outcome: Mapped[dict[str, Any] | None]  # core.specs.assignment.Outcome, once it has succeeded
+    estimate: Mapped[dict[str, Any] | None]  # core.specs.estimate.Estimate; null where nothing could be foretold
+    measured: Mapped[dict[str, Any] | None]  # core.specs.estimate.Measured, once it has succeeded
     retry_of: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[float]
     started_at: Mapped[float | None]

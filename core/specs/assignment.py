@@ -148,18 +148,21 @@ class FinishedReport(Spec):
         description="For the registry: parameters, peft_type, base precision and quantisation."
     )
     outcome: Outcome | None = None
+    memory_bytes: int | None = Field(None, description="The most that was in use.")
+    tokens_per_s: float | None = Field(None, description="Of this attempt's steps; None where it made none.")
 
 
 class WarningReport(Spec):
     """All is not as asked, and the run goes on.
 
-    code: checkpoint_corrupt, step_skipped, rolled_back or optimizer_unpaged.
+    code: checkpoint_corrupt, step_skipped, rolled_back, out_of_memory or optimizer_unpaged.
     """
 
     kind: Literal["warning"] = "warning"
     code: str
     message: str
     step: int = Field(description="The step reached; 0 before the first.")
+    tokens_per_batch: int | None = Field(None, description="Of out_of_memory: what the run goes on with.")
 
 
 class FailedReport(Spec):

@@ -4,9 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from core.specs.estimate import ScheduleSpec
 from core.specs.method import BasePrecision
 from core.specs.spec import Spec
 from core.specs.template import Template
+
+MAX_SCHEMA_CHARACTERS = 1 << 16
 
 FinishReason = Literal["stop", "length"]
 
@@ -24,6 +27,13 @@ class SamplingSpec(Spec):
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, le=1000, description="0 keeps the whole vocabulary.")
+    min_p: float = Field(0.0, ge=0, le=1, description="Tokens less likely than this share of the likeliest go.")
+    presence_penalty: float = Field(0.0, ge=-2, le=2, description="Off each token drawn before.")
+    frequency_penalty: float = Field(0.0, ge=-2, le=2, description="Off it once for each time.")
+    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Divides what was read or drawn; 1 does nothing.")
+    logit_bias: tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]], ...] = Field(
+        (), max_length=1024, description="Pairs of a token's id and what is added to its logit."
+    )
     seed: int = Field(
         0, ge=0, lt=2**63, description="Token t of a row is drawn with (seed, t), so a replay continues it."
     )
@@ -52,6 +62,17 @@ class QueueSpec(Spec):
     deadline_s: float | None = Field(None, gt=0, description="From its acceptance; past it the request ends.")
 
 
+class ReadSpec(Spec):
+    """Nothing is to be drawn, but said of the prompt: one frame. embedding: the mean of its tokens' hidden states.
+
+    likelihood: how likely the model held each of its tokens; with an answer, each token of that instead, behind the
+    prompt as a training example has it.
+    """
+
+    what: Literal["embedding", "likelihood"]
+    answer: str | None = Field(None, min_length=1)
+
+
 class GenerateSpec(Spec):
     """POST /generate: exactly one of messages, prompt and prompt_ids says what to continue."""
 
@@ -68,6 +89,34 @@ class GenerateSpec(Spec):
     sampling: SamplingSpec
     queue: QueueSpec = QueueSpec()
     with_logprob: bool = Field(False, description="Say in every frame how likely its tokens were.")
+    top_logprobs: int | None = Field(
+        None, ge=0, le=20, description="Say of every token how likely the model held it, and so many of the likeliest."
+    )
+    json_schema: str | None = Field(
+        None, max_length=MAX_SCHEMA_CHARACTERS, description="What is drawn is JSON that validates against it."
+    )
+    read: ReadSpec | None = None
+    affinity: str | None = Field(None, description="Requests of one affinity go to one engine where they can.")
+
+
+class Choice(Spec):
+    """A token, and the logarithm of the probability that the model itself gave it, at temperature 1."""
+
+    id: int
+    bytes: tuple[int, ...]  # what it writes, which need not be whole characters
+    logprob: float
+
+
+class Likelihood(Spec):
+    """One token that stands in a row, beside those that the model held likeliest there.
+
+    logprob: None of the first token of a row, which nothing foretells.
+    """
+
+    id: int
+    bytes: tuple[int, ...]
+    logprob: float | None = None  # what is None does not go over the wire
+    top: tuple[Choice, ...] = ()
 
 
 class Frame(Spec):
@@ -85,6 +134,8 @@ class Frame(Spec):
     prompt_ids: tuple[int, ...] | None = None
     error: "FrameError | None" = None
     logprob: float | None = None
+    likelihoods: tuple[Likelihood, ...] | None = Field(None, description="Of its ids but for one that ends the answer.")
+    embedding: str | None = Field(None, description="Base64 of float32, little-endian, of length 1.")
 
 
 class FrameError(Spec):
@@ -99,11 +150,14 @@ class FrameError(Spec):
 class MeasureSpec(Spec):
     """POST /measure: how many tokens each example of a dataset has for this base model.
 
-    Answer: {"tokens": int, "learned_tokens": int, "context": int, "too_long": [{"line": int, "tokens": int}]} with the
-    first 100 lines that exceed max_tokens.
+    Answer: {"tokens": int, "learned_tokens": int, "n_examples": int, "context": int, "too_long": [{"line": int,
+    "tokens": int}], "shape": BaseShape, "largest": Largest} with the first 100 lines that exceed max_tokens; largest
+    is null without a schedule.
     """
 
     base_model: str
     file_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     max_tokens: int | None = None
     template: Template | None = Field(None, description="Virtual tokens and anchors count among a row's tokens.")
+    train_on: Literal["assistant", "last"] = "assistant"
+    schedule: ScheduleSpec | None = Field(None, description="Of a run, whose largest micro-batch is asked for.")

@@ -149,6 +149,13 @@ class TrainSpec(Spec):
     init_adapter_sha256: str | None = Field(None, description="Of the zip that the method's init_adapter names.")
 
 
+# What a run takes as it was asked.
+AS_ASKED = (
+    *("weight_decay", "max_grad_norm", "neftune_alpha", "train_on"),
+    *("n_checkpoints", "eval_samples", "early_stopping", "serve"),
+)
+
+
 def resolve(
     *,
     base_model: str,
@@ -164,14 +171,7 @@ def resolve(
 
     context: tokens the base model can attend to, of which a prefix takes its own. n_examples: of the training file.
     """
-    batch = hyperparameters.batch_size
-    if batch == "auto":
-        batch = 8 if n_examples < SMALL_DATASET else 16
-    epochs = hyperparameters.n_epochs
-    if epochs == "auto":
-        # Small sets need more passes to be learned; beyond a few hundred optimiser steps more passes only overfit.
-        epochs = max(1, min(6, round(400 * batch / max(n_examples, 1))))
-        epochs = max(epochs, 3) if n_examples < SMALL_DATASET else max(1, epochs)
+    batch, epochs = _passes(hyperparameters, n_examples)
     multiplier = 1.0 if hyperparameters.learning_rate_multiplier == "auto" else hyperparameters.learning_rate_multiplier
     rate = LEARNING_RATES[method.type] * (DPO_RATE_FACTOR if dpo else 1)
     if training.learning_rate != "auto":
@@ -192,17 +192,22 @@ def resolve(
         optimizer=optimizer,
         lr_scheduler=training.lr_scheduler,
         warmup_ratio=warmup,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        neftune_alpha=training.neftune_alpha,
         max_seq_length=length,
         tokens_per_batch=2048 if training.tokens_per_batch == "auto" else training.tokens_per_batch,
-        train_on=training.train_on,
         eval_steps=None if training.eval_steps == "auto" else training.eval_steps,
-        n_checkpoints=training.n_checkpoints,
-        eval_samples=training.eval_samples,
-        early_stopping=training.early_stopping,
-        serve=training.serve,
         seed=seed,
         dpo=dpo,
+        **{name: getattr(training, name) for name in AS_ASKED},
     )
+
+
+def _passes(asked: HyperparametersRequest, n_examples: int) -> tuple[int, int]:
+    """Rows of one optimiser step, and passes over the data."""
+    batch = asked.batch_size
+    if batch == "auto":
+        batch = 8 if n_examples < SMALL_DATASET else 16
+    if asked.n_epochs != "auto":
+        return batch, asked.n_epochs
+    # Small sets need more passes to be learned; beyond a few hundred optimiser steps more passes only overfit.
+    epochs = max(1, min(6, round(400 * batch / max(n_examples, 1))))
+    return batch, max(epochs, 3) if n_examples < SMALL_DATASET else epochs

@@ -167,6 +167,48 @@ def completions():
     assert "".join(chunk.choices[0].text for chunk in stream) == text.choices[0].text
 
 
+def forms():
+    """JSON, likelihoods and penalties, by the names that the client knows."""
+    create = client.chat.completions.create
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    held = {"type": "json_schema", "json_schema": {"name": "found", "strict": True, "schema": schema}}
+    for form in (held, {"type": "json_object"}, {"type": "text"}):
+        assert create(model=BASE, messages=HELLO, max_tokens=2, response_format=form).choices
+    bad = {"type": "json_schema", "json_schema": {"name": "found", "schema": 5}}
+    fault = refusal(openai.BadRequestError, lambda: create(model=BASE, messages=HELLO, response_format=bad))
+    assert fault.param == "response_format.json_schema.schema"
+    asked = {"logprobs": True, "top_logprobs": 2, "logit_bias": {"5": 1.5}, "presence_penalty": 0.5, "seed": 3}
+    told = create(model=MODEL, messages=HELLO, max_tokens=3, frequency_penalty=-0.5, **asked).choices[0]
+    assert "".join(one.token for one in told.logprobs.content) == told.message.content
+    assert [len(one.top_logprobs) for one in told.logprobs.content] == [2, 2, 2]
+    chunks = create(model=MODEL, messages=HELLO, max_tokens=3, frequency_penalty=-0.5, stream=True, **asked)
+    streamed = [one for chunk in chunks if (said := chunk.choices[0].logprobs) for one in said.content]
+    assert [one.token for one in streamed] == [one.token for one in told.logprobs.content]
+    echoed = client.completions.create(model=BASE, prompt="abc", max_tokens=2, logprobs=1, echo=True).choices[0]
+    assert echoed.text.startswith("abc")
+    assert echoed.logprobs.token_logprobs[0] is None
+    assert "".join(echoed.logprobs.tokens) == echoed.text
+
+
+def embeddings():
+    """The client asks for base64 by itself, and reads it."""
+    found = client.embeddings.create(model=MODEL, input=["abc", "de"])
+    assert [list(one.embedding) for one in found.data] == [[3.0, 294.0], [2.0, 201.0]]
+    assert (found.object, found.model, found.usage.prompt_tokens) == ("list", MODEL, 5)
+    floats = client.embeddings.create(model=BASE, input="abc", encoding_format="float")
+    assert list(floats.data[0].embedding) == [3.0, 294.0]
+    bad = refusal(openai.BadRequestError, lambda: client.embeddings.create(model=BASE, input=""))
+    assert bad.param.startswith("input")
+
+
+def ours():
+    """Routes that the client has no name for are asked by its post()."""
+    labels = {"model": MODEL, "messages": HELLO, "labels": ["a", "bb"]}
+    assert client.post("/classify", cast_to=object, body=labels)["label"] == "a"
+    models = {"models": [BASE, MODEL], "messages": HELLO, "max_tokens": 2}
+    assert len(client.post("/compare", cast_to=object, body=models)["results"]) == 2
+
+
 def keys():
     stranger = openai.OpenAI(api_key="graft_local_wrong", base_url=f"{URL}/v1")
     wrong = refusal(openai.AuthenticationError, stranger.models.list)
@@ -193,6 +235,9 @@ def everything():
     models(checkpoint)
     chats(checkpoint)
     completions()
+    forms()
+    embeddings()
+    ours()
     keys()
     retries()
 

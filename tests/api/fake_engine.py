@@ -5,8 +5,10 @@ replay at another fake engine continues the same text. `script` says what goes w
 """
 
 import asyncio
+import base64
 import json
 import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 
@@ -41,6 +43,14 @@ def words_of(spec: GenerateSpec, n: int) -> str:
     return "".join(f" {WORDS[token(spec, ids, t)]}" for t in range(n))
 
 
+def top_of(n: int) -> list[dict]:
+    return [{"id": i, "bytes": list(f" {WORDS[i]}".encode()), "logprob": -0.5 - i} for i in range(n)]
+
+
+def likelihood(token: int, n: int) -> dict:
+    return {"id": token, "bytes": list(f" {WORDS[token]}".encode()), "logprob": -0.5 - token, "top": top_of(n)}
+
+
 @dataclass
 class FakeEngine:
     token_text: str
@@ -49,6 +59,7 @@ class FakeEngine:
     requests: list[GenerateSpec] = field(default_factory=list)
     measures: list[MeasureSpec] = field(default_factory=list)
     too_long: list[dict] = field(default_factory=list)
+    measured: dict = field(default_factory=dict)  # what it says of a dataset beside its tokens
     previews: list[PreviewSpec] = field(default_factory=list)
     previewed: tuple[int, dict] | None = None  # status and body of the next previews, if not the usual answer
     inspections: list[InspectSpec] = field(default_factory=list)
@@ -90,6 +101,12 @@ class FakeEngine:
 
     def _plan(self, spec: GenerateSpec, act: dict):
         ids = prompt_ids_of(spec)
+        if fault := act.get("refuse"):
+            yield {"prompt_ids": ids, "error": fault}
+            return
+        if spec.read:
+            yield self._read(spec, ids)
+            return
         own = ids[: len(ids) - spec.offset]
         if len(own) > self.context:
             message = f"the prompt has {len(own)} tokens; at most {self.context} fit"
@@ -111,12 +128,27 @@ class FakeEngine:
             new = token(spec, own, t)
             fin = "length" if t == spec.sampling.max_tokens - 1 else None
             first = {"prompt_ids": ids} if number == 0 else {}
-            yield {"ids": [new], "text": f" {WORDS[new]}", "fin": fin, **first}
+            told = {} if spec.top_logprobs is None else {"likelihoods": [likelihood(new, spec.top_logprobs)]}
+            yield {"ids": [new], "text": f" {WORDS[new]}", "fin": fin, **first, **told}
+
+    def _read(self, spec: GenerateSpec, ids: tuple[int, ...]) -> dict:
+        """A vector of the prompt's length and sum; a token for each byte, the less likely the larger it is."""
+        if spec.read.what == "embedding":
+            vector = base64.b64encode(struct.pack("<2f", len(ids), sum(ids))).decode()
+            return {"prompt_ids": ids, "fin": "stop", "embedding": vector}
+        answer = tuple((spec.read.answer or "").encode())
+        said = [
+            {"id": i, "bytes": [i], "logprob": -i / 256, "top": top_of(spec.top_logprobs or 0)} for i in answer or ids
+        ]
+        if not answer:
+            said[0] |= {"logprob": None, "top": []}
+        return {"prompt_ids": ids + answer, "fin": "stop", "likelihoods": said}
 
     async def measure(self, request: Request):
         spec = MeasureSpec.model_validate_json(await request.body())
         self.measures.append(spec)
-        return JSONResponse({"tokens": 10, "learned_tokens": 5, "context": self.context, "too_long": self.too_long})
+        counted = {"tokens": 10, "learned_tokens": 5, "context": self.context, "too_long": self.too_long}
+        return JSONResponse(counted | self.measured)
 
     async def preview(self, request: Request):
         """One row of three tokens, whatever is asked, or what previewed says."""

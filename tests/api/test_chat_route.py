@@ -107,7 +107,13 @@ def test_fields_reach_the_engine_as_they_are_meant(service, engine):
         "seed": 5,
         "max_tokens": 3,
         "stop": ("END",),
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "logit_bias": (),
     }
+    assert (spec.json_schema, spec.top_logprobs, spec.read) == (None, None, None)
     ask(service, seed=..., max_tokens=..., stop=["a", "b"])
     default = engine.requests[1].sampling
     assert (default.temperature, default.top_p, default.max_tokens, default.stop) == (1.0, 1.0, 256, ("a", "b"))
@@ -130,12 +136,28 @@ BAD_FIELDS = [
     ({"stop": ""}, "stop"),
     ({"stop": ["x"] * 5}, "stop"),
     ({"stop": ["y" * 65]}, "stop.0"),
-    ({"logit_bias": {"1": 5}}, "logit_bias"),
-    ({"logprobs": True}, "logprobs"),
-    ({"top_logprobs": 10**6}, "top_logprobs"),
+    ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+    ({"logit_bias": {"one": 1}}, "logit_bias.one"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"),
+    ({"logprobs": 3}, "logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
     ({"tools": [{"type": "function"}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"frequency_penalty": 0.5}, "frequency_penalty"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x y", "schema": {}}}},
+        "response_format.json_schema.name",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"const": "y" * 65536}}}},
+        "response_format.json_schema.schema",
+    ),
+    ({"response_format": {"type": "json_object"}, "stop": "}"}, "stop"),
+    ({"frequency_penalty": 2.5}, "frequency_penalty"),
     ({"presence_penalty": "x"}, "presence_penalty"),
     ({"messages": []}, "messages"),
     ({"messages": ...}, "messages"),

@@ -86,6 +86,8 @@ def test_a_job_is_made_with_every_value_in_force(service):
         "total_steps": None,
         "attempt": 0,
         "outcome": None,
+        "estimate": None,
+        "measured": None,
         "continue_from": None,
     }
 

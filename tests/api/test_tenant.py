@@ -6,7 +6,8 @@ import anyio
 from asking import ask
 from serving import client
 
-from api.engine_client import EngineBusyError, _Progress, _refusal
+from api.engine_answers import EngineBusyError, refusal_of
+from api.engine_client import _Progress
 from api.tenant import queue_of
 from core.records import accounts
 from core.settings import Settings
@@ -85,7 +86,7 @@ def test_a_deadline_that_is_past_is_504_and_not_tried_again(service, engine):
 
 
 def test_a_busy_engines_own_wait_is_what_the_client_is_told(service, engine):
-    found = [_refusal(503, b"", said) for said in ("17", "100000", None, "soon")]
+    found = [refusal_of(503, b"", said) for said in ("17", "100000", None, "soon")]
     assert [type(error) for error in found] == [EngineBusyError] * 4
     assert [error.wait_s for error in found] == [17, 60, 2, 2]
     engine.script = [{"status": 503}]

@@ -1,8 +1,13 @@
 """Eight jobs of six methods in one ragged batch: each has the gradients, the losses and the weights it has alone."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
+from core import losses as losses_of
+from core import trainer
 from core.model import RoutedModel
 from core.run import Run
 from core.trainer import train
@@ -78,3 +83,24 @@ def test_with_a_neighbours_rows_the_gradients_are_others(model, new, monkeypatch
     for run in (right, wrong):
         losses(model, [run])
     assert distance(watched.gradients[wrong][0], watched.gradients[right][0]) > 0.1
+
+
+def test_the_output_head_runs_once_for_all_jobs(model, new, monkeypatch):
+    """It is the largest product of a small model, and small ones of its kind are slow."""
+    ran, head = [], losses_of.token_losses
+    monkeypatch.setattr(trainer, "token_losses", lambda *args: ran.append(1) or head(*args))
+    runs = [new(number, kind) for number, kind in enumerate(("lora", "prompt", "prefix kv"), 1)]
+    next(iter(train(model, runs)))
+    assert len(ran) == 1
+
+
+def test_where_one_jobs_row_is_at_fault_the_others_learn_on(model, new):
+    """A head that ran for all at once would fail for all: then it runs for each by itself."""
+    sick, well, alone = new(1, "lora"), new(2, "prompt"), new(2, "prompt")
+    sick.corpus = replace(sick.corpus, learned=np.ones_like(sick.corpus.learned))
+    (expected,) = losses(model, [alone])
+    said = {sick: [], well: []}
+    for event in train(model, [sick, well]):
+        said[event.run].append(event)
+    assert "first token of a row" in str(sick.error)
+    assert [event.loss for event in said[well]] == pytest.approx(expected, rel=1e-5)

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from core import losses
-from core.losses import next_token_loss
+from core.losses import next_token_loss, token_losses
 from core.model import RoutedModel
 
 STARTS = (0, 5, 6, 20)
@@ -107,3 +107,13 @@ def test_a_virtual_token_cannot_be_learned(llama):
     ids[learned.nonzero()[0]] = -1
     with pytest.raises(ValueError, match="virtual token"):
         next_token_loss(llama, hidden, ids, learned, STARTS)
+
+
+def test_what_neighbouring_rows_cost_is_cut_from_what_all_do(llama):
+    hidden, ids, learned = batch(torch.float32)
+    whole = token_losses(llama, hidden, ids, learned, STARTS)
+    alone = token_losses(llama, hidden[5:], ids[5:], learned[5:], (0, 1, 15))
+    part = whole.between(1, 3)
+    torch.testing.assert_close(part.nats, alone.nats, atol=1e-6, rtol=1e-6)
+    assert torch.equal(part.hits, alone.hits)
+    assert torch.equal(part.rows, alone.rows)

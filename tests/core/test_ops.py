@@ -47,6 +47,34 @@ def test_grouped_equals_plain_in_value_and_in_every_gradient():
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
+def test_the_product_with_its_parts_in_one_node_equals_plain_in_value_and_in_every_gradient(has_bias):
+    found = []
+    for is_one_node in (False, True):
+        _, x, parts = matrices(requires_grad=True)
+        generator = torch.Generator().manual_seed(1)
+        weight = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+        bias = torch.randn(7, generator=generator, dtype=torch.float64) if has_bias else None
+        if is_one_node:
+            out = grouped.product(x, lambda weight=weight: weight, bias, parts, SPANS)
+        else:
+            out = plain.add_low_rank(torch.nn.functional.linear(x, weight, bias), x, parts, SPANS)
+        weights = torch.arange(out.numel(), dtype=torch.float64).view_as(out).sin()
+        leaves = [x, *(t for p in parts if p is not None for t in (p.a, p.b))]
+        found.append([out, *torch.autograd.grad((out * weights).sum(), leaves)])
+    for here, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(here, expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found[1][1], torch.zeros(13, 5, dtype=torch.float64))
+
+
+def test_a_part_that_no_token_wears_has_a_gradient_of_zeros():
+    _, x, parts = matrices(requires_grad=True)
+    out = grouped.product(x, lambda: torch.ones(7, 5, dtype=torch.float64), None, parts, SPANS[:1])
+    idle, worn = torch.autograd.grad(out.sum(), [parts[2].a, parts[0].a])
+    assert not idle.any()
+    assert worn.any()
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
 def test_grouped_rescaling_equals_plain_in_value_and_in_every_gradient(has_bias):
     found = []
     for rescale in (plain.rescale, grouped.rescale):

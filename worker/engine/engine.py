@@ -16,7 +16,7 @@ from core.effects import Effect, Ensemble
 from core.model import RoutedModel
 from core.specs.generation import FrameError
 from worker.engine.endings import CROWDED, EXPIRED, LATE, MIGRATE
-from worker.engine.forward import BROKEN, Forward, Outcome, Seat, Work
+from worker.engine.forward import BROKEN, Drawn, Forward, Found, Outcome, Seat, Work
 from worker.engine.pace import Pace
 from worker.engine.prefix_cache import PrefixCache
 from worker.engine.residency import Residency
@@ -242,32 +242,30 @@ class Engine:
         if isinstance(outcome, FrameError):
             self._leave(request.key, outcome)
             return
-        self._ran(part)
+        self._seating.ran(part)
         if outcome is None:
             return
-        now = self._clock()
-        self.tokens += 1
-        self._tally.drew(request.digest, now - (seat.said_at or request.accepted_at), is_first=not seat.said_at)
-        seat.said_at = now
         try:
-            request.take(outcome.token, outcome.logprob)
+            self._tell(seat, outcome)
         except Exception:
             log.exception("engine.delivery_failed", key=request.key)
             self._leave(request.key, BROKEN)
             return
         if request.is_over:
-            self._pace.ended(now)
+            self._pace.ended(self._clock())
             self._leave(request.key)
         else:
             self._scheduler.grow(request.key)
 
-    def _ran(self, part: Work) -> None:
-        """A chunk is in the cache, and its numbers are numbers."""
-        if not part.seat.has_run:
-            part.seat.has_run = True
-            self._prefixes.count(part.chunk.start, len(part.seat.request.ids) - part.chunk.start)
-        if part.chunk.count > 1:
-            self._seating.keep(part.seat)
+    def _tell(self, seat: Seat, outcome: Drawn | Found) -> None:
+        request, now = seat.request, self._clock()
+        if isinstance(outcome, Found):
+            request.found()
+            return
+        self.tokens += 1
+        self._tally.drew(request.digest, now - (seat.said_at or request.accepted_at), is_first=not seat.said_at)
+        seat.said_at = now
+        request.take(outcome.token, outcome.logprob, outcome.told)
 
     def _leave(self, key: int, error: FrameError | None = None) -> None:
         """A row is over, wherever it stands. With an error, its reader is told."""

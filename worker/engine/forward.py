@@ -16,14 +16,21 @@ from core.effects import Effect, KVPrefix
 from core.model import RoutedModel, Rows
 from core.routing import Routing
 from core.specs.generation import FrameError
-from worker.engine.sampling import Draw, choose, logprobs
+from worker.engine.lexicon import SchemaError
+from worker.engine.likelihood import Told, tell
+from worker.engine.reading import Part, Reading
+from worker.engine.sampling import choose, logprobs
 from worker.engine.scheduler import Chunk
 from worker.engine.sequences import Sequence as Request
+from worker.engine.shaping import Draw
 
 log = structlog.get_logger()
 
 INVALID = FrameError(code="model_output_invalid", message="the model's output for this request was not finite")
 BROKEN = FrameError(code="internal_error", message="the engine could not run this request")
+UNFOLLOWED = FrameError(
+    code="schema_too_complex", message="the schema has become too complex to be followed", param="response_format"
+)
 NO_MEMORY = FrameError(code="out_of_memory", message="the engine had no memory for this request", retryable=True)
 
 
@@ -33,9 +40,16 @@ class Drawn:
 
     token: int
     logprob: float | None = None
+    told: Told | None = None
 
 
-Outcome = Drawn | FrameError | None  # the token drawn, the row's own error, or None in the midst of a prompt
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A row that is only read has been read to its end."""
+
+
+# The token drawn, the end of a row that is only read, the row's own error, or None in the midst of a prompt.
+Outcome = Drawn | Found | FrameError | None
 
 
 @dataclass(slots=True, eq=False)
@@ -111,25 +125,62 @@ class Forward:
             hidden = self._model(rows, self._cache)  # [N, H]
         ends = hidden[torch.tensor(rows.starts[1:], device=hidden.device) - 1]  # [B, H]
         outcomes: list[Outcome] = [None if ok else INVALID for ok in _is_finite(ends)]
-        lasts = [i for i, w in enumerate(work) if w.chunk.is_last and outcomes[i] is None]
+        parts = self._parts(work, rows.starts, hidden)
+        lasts = [i for i, w in enumerate(work) if w.chunk.is_last and outcomes[i] is None and i not in parts]
         if lasts:
             logits = self._model.logits(ends[torch.tensor(lasts, device=ends.device)])  # [n, V]
             drawn = _choose(logits, [work[i].seat.request for i in lasts])
             for i, outcome in zip(lasts, drawn, strict=True):
                 outcomes[i] = outcome
+        # Last of all: a step that fails before this runs again, and what it read counts once.
+        for i, (reading, part) in parts.items():
+            reading.add(part)
+            if not reading.is_finite:
+                outcomes[i] = INVALID
+            elif work[i].chunk.is_last:
+                outcomes[i] = Found()
         return outcomes
 
+    def _parts(self, work: Sequence[Work], starts: Sequence[int], hidden: Tensor) -> dict[int, tuple[Reading, Part]]:
+        """What this step says of those rows that are only read, by their place in it. hidden [N, H]."""
+        readers = [(i, w, reading) for i, w in enumerate(work) if (reading := w.seat.request.reading)]
+        parts = {}
+        for i, w, reading in readers:
+            own = hidden[starts[i] : starts[i + 1]]
+            parts[i] = reading, reading.part(self._model, own, w.seat.request.ids, w.chunk.start)
+        return parts
 
-def _choose(logits: Tensor, requests: Sequence[Request]) -> Iterator[Outcome]:
-    is_finite = _is_finite(logits)
-    if not all(is_finite):
-        logits = logits.masked_fill(~torch.tensor(is_finite, device=logits.device)[:, None], 0.0)
-    draws = [Draw(r.sampling, r.n_new) for r in requests]
+
+def _choose(logits: Tensor, requests: Sequence[Request]) -> list[Outcome]:
+    """Of rows that have reached their last known token. logits [n, V]."""
+    draws = [_draw_of(request) for request in requests]
+    outcomes: list[Outcome] = [INVALID if isinstance(draw, Draw) else draw for draw in draws]
+    going = [i for i, ok in enumerate(_is_finite(logits)) if ok and isinstance(draws[i], Draw)]
+    if going:
+        own = logits if len(going) == len(requests) else logits[torch.tensor(going, device=logits.device)]
+        drawn = _drawn(own, [d for i in going if isinstance(d := draws[i], Draw)], [requests[i] for i in going])
+        for i, outcome in zip(going, drawn, strict=True):
+            outcomes[i] = outcome
+    return outcomes
+
+
+def _draw_of(request: Request) -> Draw | FrameError:
+    try:
+        return request.draw()
+    except SchemaError:
+        return UNFOLLOWED
+
+
+def _drawn(logits: Tensor, draws: Sequence[Draw], requests: Sequence[Request]) -> Iterator[Drawn]:
+    """A token for each row, and what its request wants to know of it. logits [n, V] finite."""
     tokens = choose(logits, draws)
-    asked = [i for i, request in enumerate(requests) if request.wants_logprob]
-    likely = logprobs(logits[asked], [draws[i] for i in asked], [tokens[i] for i in asked]) if asked else []
-    said = dict(zip(asked, likely, strict=True))
-    return (Drawn(tokens[i], said.get(i)) if ok else INVALID for i, ok in enumerate(is_finite))
+    voting = [i for i, request in enumerate(requests) if request.wants_logprob]
+    likely = logprobs(logits[voting], [draws[i] for i in voting], [tokens[i] for i in voting])
+    shares = dict(zip(voting, likely, strict=True))
+    asking = [i for i, request in enumerate(requests) if request.top_logprobs is not None]
+    top = [requests[i].top_logprobs or 0 for i in asking]
+    told = dict(zip(asking, tell(logits[asking], [tokens[i] for i in asking], top), strict=True))
+    return (Drawn(token, shares.get(i), told.get(i)) for i, token in enumerate(tokens))
 
 
 def _is_finite(values: Tensor) -> list[bool]:

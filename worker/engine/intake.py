@@ -9,13 +9,18 @@ import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
 
+import structlog
 from transformers import PreTrainedTokenizerFast
 
-from core.data.tokens import encode_prompt
+from core.data.tokens import encode_answer, encode_prompt
 from core.specs.generation import Frame, GenerateSpec
 from core.specs.method import BasePrecision
+from worker.engine.lexicon import Guide, Lexicon, SchemaError
+from worker.engine.reading import Reading
 from worker.engine.sequences import Sequence
 from worker.engine.text import TextStream
+
+log = structlog.get_logger()
 
 
 class Refused(Exception):
@@ -48,6 +53,7 @@ class Intake:
         self._base_model, self._base_precision = base_model, base_precision
         self._context, self._vocabulary = context, vocabulary
         self._stop_ids = stop_ids
+        self._lexicon = _lexicon(tokenizer, vocabulary, stop_ids)
         self._keys = itertools.count()
 
     def sequence(self, spec: GenerateSpec, emit: Callable[[Frame], None]) -> Sequence:
@@ -56,7 +62,11 @@ class Intake:
         if spec.base_precision != self._base_precision:
             message = f"this engine serves {self._base_model} in {self._base_precision}, not in {spec.base_precision}"
             raise Refused(404, "precision_unavailable", message, "base_precision")
-        ids = self._prompt(spec)
+        self._check_words(spec)
+        ids, offset = self._prompt(spec), spec.offset
+        if spec.read is not None and spec.read.answer is not None:
+            answer = self._answer(spec.read.answer)
+            ids, offset = ids + answer, len(answer)
         room = self._context - len(ids)
         if room < 1:
             raise Refused(
@@ -65,7 +75,7 @@ class Intake:
                 f"the prompt has {len(ids)} tokens; this model has room for {self._context - 1} and one new token",
                 "messages" if spec.messages is not None else "prompt",
             )
-        n_asked = len(ids) - spec.offset
+        n_asked = len(ids) - offset
         text = TextStream(self._decode, stop=spec.sampling.stop, context=ids[:n_asked])
         for token in ids[n_asked:]:
             if token not in self._stop_ids:
@@ -73,16 +83,55 @@ class Intake:
         return Sequence(
             key=next(self._keys),
             prompt_ids=ids,
-            offset=spec.offset,
+            offset=offset,
             sampling=spec.sampling,
             adapter=spec.adapter,
             stop_ids=self._stop_ids,
             text=text,
-            limit=min(spec.sampling.max_tokens, spec.offset + room),
+            limit=min(spec.sampling.max_tokens, offset + room),
             emit=emit,
             queue=spec.queue,
+            runs_whole=spec.read is not None,
             wants_logprob=spec.with_logprob,
+            top_logprobs=spec.top_logprobs,
+            lexicon=self._lexicon,
+            guide=self._guide(spec, ids[n_asked:]),
+            reading=Reading(spec.read.what, spec.top_logprobs or 0) if spec.read is not None else None,
         )
+
+    def _check_words(self, spec: GenerateSpec) -> None:
+        """Some tokenisers do not say which bytes their tokens write."""
+        if self._lexicon is not None:
+            return
+        if spec.json_schema is not None:
+            raise Refused(400, "unsupported_parameter", "this base model cannot be held to JSON", "response_format")
+        if spec.top_logprobs is not None or (spec.read and spec.read.what == "likelihood"):
+            raise Refused(400, "unsupported_parameter", "this base model's tokens have no bytes to tell of", "logprobs")
+
+    def _guide(self, spec: GenerateSpec, drawn: Ids[int]) -> Guide | None:
+        """What holds the answer to its schema, as it stands behind what was drawn earlier."""
+        if spec.json_schema is None or spec.read is not None:
+            return None
+        assert self._lexicon is not None
+        try:
+            guide = self._lexicon.guide(spec.json_schema)
+        except SchemaError as error:
+            param = ".".join(("response_format.json_schema.schema", *error.path))
+            raise Refused(400, "invalid_json_schema", f"the schema cannot be held to: {error}", param) from None
+        try:
+            for token in drawn:
+                if token not in self._stop_ids:
+                    guide.take(token)
+        except SchemaError as error:
+            raise Refused(400, "invalid_request", "what was drawn does not follow the schema", "prompt_ids") from error
+        return guide
+
+    def _answer(self, answer: str) -> tuple[int, ...]:
+        with self._guard:
+            ids = tuple(encode_answer(answer, self._encoder))
+        if not ids:
+            raise Refused(400, "invalid_request", "the answer has no token", "labels")
+        return ids
 
     def _prompt(self, spec: GenerateSpec) -> tuple[int, ...]:
         asked = [name for name in ("messages", "prompt", "prompt_ids") if getattr(spec, name) is not None]
@@ -110,6 +159,14 @@ class Intake:
     def _decode(self, ids: Ids[int]) -> str:
         text: str = self._decoder.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+def _lexicon(tokenizer: PreTrainedTokenizerFast, vocabulary: int, stop_ids: frozenset[int]) -> Lexicon | None:
+    try:
+        return Lexicon(tokenizer, vocabulary=vocabulary, stop_ids=stop_ids)
+    except ValueError as error:
+        log.warning("engine.no_lexicon", reason=str(error))
+        return None
 
 
 def check_base_model(asked: str, served: str) -> None:

@@ -15,7 +15,7 @@ import torch
 import uvicorn
 
 from core.base.catalogue import entry
-from core.base.load import NAMES, open_base
+from core.base.load import NAMES, OpenBase, open_base
 from core.blobs import BlobStore, open_store
 from core.model import RoutedModel
 from core.records import presences
@@ -85,7 +85,15 @@ def open_engine(settings: Settings, store: BlobStore) -> Opened:
         stop_ids=frozenset(base.stop_ids),
     )
     _warm_up(engine, intake, settings)
-    details: dict[str, object] = {
+    inspector = Inspector(store, settings.cache_dir, model, facts_of_base(base))
+    measurer = Measurer(store, settings.cache_dir, base)
+    return Opened(
+        engine, intake, measurer.measure, measurer.preview, inspector.inspect, _details(settings, base, context), tiers
+    )
+
+
+def _details(settings: Settings, base: OpenBase, context: int) -> dict[str, object]:
+    return {
         "context": context,
         "vocabulary": base.facts.vocabulary,
         "base_precision": base.base_precision,
@@ -94,9 +102,6 @@ def open_engine(settings: Settings, store: BlobStore) -> Opened:
         "rows": settings.engine_rows,
         "revision": base.revision,
     }
-    inspector = Inspector(store, settings.cache_dir, model, facts_of_base(base))
-    measurer = Measurer(store, settings.cache_dir, base)
-    return Opened(engine, intake, measurer.measure, measurer.preview, inspector.inspect, details, tiers)
 
 
 def _warm_up(engine: Engine, intake: Intake, settings: Settings) -> None:

@@ -7,23 +7,14 @@ emitted tokens elsewhere therefore continues the same stream, and neighbours can
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from core.specs.generation import SamplingSpec
+from worker.engine.shaping import Draw, shaped
 
 GREEDY_BELOW = 1e-5  # temperatures under which dividing by them says nothing but "the largest"
 CANDIDATES = 512  # the nucleus of nearly every row; rows with a wider one are sorted whole
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """How one row's next token is to be chosen; position counts the row's drawn tokens from 0."""
-
-    sampling: SamplingSpec
-    position: int
 
 
 def uniform(seed: int, position: int) -> float:
@@ -35,11 +26,12 @@ def uniform(seed: int, position: int) -> float:
 def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """The next token of each row. logits [n, V] finite; draws: n of them.
 
-    Semantics: for each row alone, temperature 0 takes the largest logit (the first of equals); otherwise the logits are
-    divided by the temperature, those below the top_k-th largest are dropped (equals stay), then those outside the
-    smallest set of the likeliest whose mass reaches top_p (equals stay), and one token is drawn in proportion to what
-    is left.
+    Semantics: for each row alone, its logits are shaped as it asks (shaping.py); temperature 0 takes the largest (the
+    first of equals); otherwise they are divided by the temperature, those below the top_k-th largest are dropped
+    (equals stay), then those outside the smallest set of the likeliest whose mass reaches top_p (equals stay), then
+    those less likely than min_p times the likeliest, and one token is drawn in proportion to what is left.
     """
+    logits = shaped(logits, draws)
     is_greedy = [d.sampling.temperature < GREEDY_BELOW for d in draws]
     greedy = [i for i, flag in enumerate(is_greedy) if flag]
     sampled = [i for i, flag in enumerate(is_greedy) if not flag]
@@ -56,12 +48,12 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 def logprobs(logits: Tensor, draws: Sequence[Draw], tokens: Sequence[int]) -> list[float]:
     """How likely each row's token was where it was drawn; at temperature 0, to the model. logits [n, V] finite.
 
-    The logarithm of its share of what top_k and top_p left, at the row's temperature. Rows that nobody asks about are
-    not to be given: it costs what choose() costs.
+    The logarithm of its share of what top_k, top_p and min_p left, at the row's temperature. Rows that nobody asks
+    about are not to be given: it costs what choose() costs.
     """
     found = []
     for row, (draw, token) in enumerate(zip(draws, tokens, strict=True)):
-        own = logits[row : row + 1].float()
+        own = shaped(logits[row : row + 1], [draw]).float()
         mass = own.softmax(-1) if draw.sampling.temperature < GREEDY_BELOW else _mass(own, [draw])
         share = mass[0].double()
         found.append(float((share[token] / share.sum()).log()))
@@ -82,7 +74,8 @@ def _mass(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
     # The largest becomes 0 before the division, so that no temperature can overflow it.
     scaled = (logits - logits.amax(-1, keepdim=True)).div_(temperature)
     scaled = _keep_top_k(scaled, [d.sampling.top_k for d in draws])
-    return _keep_top_p(scaled.softmax(-1), [d.sampling.top_p for d in draws])
+    mass = _keep_top_p(scaled.softmax(-1), [d.sampling.top_p for d in draws])
+    return _keep_min_p(mass, [d.sampling.min_p for d in draws])
 
 
 def _keep_top_k(scaled: Tensor, top_k: Sequence[int]) -> Tensor:
@@ -109,6 +102,14 @@ def _keep_top_p(mass: Tensor, top_p: Sequence[float]) -> Tensor:
     kept = mass.clone()
     kept[at] = mass[at].masked_fill(mass[at] < floor, 0.0)
     return kept
+
+
+def _keep_min_p(mass: Tensor, min_p: Sequence[float]) -> Tensor:
+    """Probabilities below each row's share of its likeliest made 0. mass [m, V]."""
+    if not any(min_p):
+        return mass
+    least = mass.amax(-1, keepdim=True) * mass.new_tensor(min_p)[:, None]  # [m, 1]
+    return mass.masked_fill(mass < least, 0.0)
 
 
 def _nucleus_floor(mass: Tensor, wanted: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from core.cache import KVCache
 from core.effects import Effect, KVPrefix, SoftPrompt, members_of
 from core.specs.generation import AdapterRef, FrameError
 from core.specs.template import Layout
-from worker.engine.forward import Forward, Seat
+from worker.engine.forward import Forward, Seat, Work
 from worker.engine.prefix_cache import BLOCK, PrefixCache, Root
 from worker.engine.residency import Residency
 from worker.engine.sequences import Sequence
@@ -47,6 +47,14 @@ class Seating:
         seat.links = self._prefixes.links(_root(request), request.ids, seat.links)
         self._prefixes.keep(seat.slot, seat.first, seat.links[:n_blocks], request.digest)
         seat.n_kept = n_blocks
+
+    def ran(self, part: Work) -> None:
+        """A chunk is in the cache, and its numbers are numbers."""
+        if not part.seat.has_run:
+            part.seat.has_run = True
+            self._prefixes.count(part.chunk.start, len(part.seat.request.ids) - part.chunk.start)
+        if part.chunk.count > 1:
+            self.keep(part.seat)
 
     def leave(self, seat: Seat) -> None:
         """The slot is free and the adapter worn by one row less. What a whole answer ran is kept."""

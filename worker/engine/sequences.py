@@ -3,11 +3,35 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypedDict, Unpack
 
-from core.specs.generation import AdapterRef, FinishReason, Frame, FrameError, QueueSpec, SamplingSpec
+from core.specs.generation import (
+    AdapterRef,
+    Choice,
+    FinishReason,
+    Frame,
+    FrameError,
+    Likelihood,
+    QueueSpec,
+    SamplingSpec,
+)
 from core.specs.template import Layout
+from worker.engine.lexicon import Guide, Lexicon
+from worker.engine.likelihood import Told
+from worker.engine.reading import Reading
 from worker.engine.scheduler import Row
+from worker.engine.shaping import Draw
 from worker.engine.text import TextStream
+
+
+class Said(TypedDict, total=False):
+    """The fields of a frame that say something of the row."""
+
+    ids: tuple[int, ...]
+    text: str
+    logprob: float | None
+    likelihoods: tuple[Likelihood, ...] | None
+    embedding: str | None
 
 
 @dataclass(slots=True, eq=False)
@@ -26,6 +50,10 @@ class Sequence:
     queue: QueueSpec = field(default_factory=QueueSpec)
     runs_whole: bool = False  # something is to be said of each token of its prompt, so that none may be left out
     wants_logprob: bool = False  # whether its frames say how likely their tokens were
+    top_logprobs: int | None = None  # whether they say how likely the model held them, and so many others
+    lexicon: Lexicon | None = None  # of a row of which likelihoods are told
+    guide: Guide | None = None  # of a row whose answer is held to a schema
+    reading: Reading | None = None  # of a row that is only read: nothing is drawn, it ends with what is found
     accepted_at: float = 0.0  # of the engine's clock
     ids: list[int] = field(default_factory=list)  # all that runs: prompt in its template, drawn ones
     n_new: int = 0  # tokens drawn so far, earlier ones included
@@ -63,42 +91,68 @@ class Sequence:
         asked = len(self.prompt_ids) - self.offset
         self.ids = [*layout.around(self.prompt_ids[:asked]), *self.prompt_ids[asked:]]
         self.limit = min(self.limit, self.offset + spare)
+        if self.reading is not None:
+            before = len(self.ids) - len(layout.after) - len(self.prompt_ids)
+            answer = range(len(self.ids) - self.offset, len(self.ids))
+            self.reading.of = answer if self.offset else range(before, before + asked)
+
+    def draw(self) -> Draw:
+        """How its next token is to be chosen. Raises SchemaError."""
+        first = len(self.ids) - self.n_new
+        allowed = self.guide.allowed() if self.guide is not None else None
+        return Draw(self.sampling, self.n_new, self.ids[:first], self.ids[first:], allowed)
 
     def fate(self) -> FinishReason | None:
         """Whether what is already there ends it: so it may be with a replay."""
+        if self.reading is not None:
+            return None
         if self.text.is_stopped or (self.n_new and self.ids[-1] in self.stop_ids):
             return "stop"
         return "length" if self.n_new >= self.limit else None
 
-    def take(self, token: int, logprob: float | None = None) -> None:
-        """A token has been drawn: tell the reader, and end where it ends. A stop id has no text."""
+    def take(self, token: int, logprob: float | None = None, told: Told | None = None) -> None:
+        """A token has been drawn: tell the reader, and end where it ends. A stop id has no text.
+
+        Raises:
+            SchemaError: the schema has become too complex to be followed; the row can only fail.
+
+        """
         self.ids.append(token)
         self.n_new += 1
-        text = "" if token in self.stop_ids else self.text.add(token)
+        is_end = token in self.stop_ids
+        if self.guide is not None and not is_end:
+            self.guide.take(token)
+        text = "" if is_end else self.text.add(token)
         fin = self.fate()
         if fin is not None:
             text += self.text.flush()
-        self._send(ids=(token,), text=text, fin=fin, logprob=logprob)
+        likelihoods = None if told is None else () if is_end else (self._likelihood(told),)
+        self._send(ids=(token,), text=text, fin=fin, logprob=logprob, likelihoods=likelihoods)
 
     def finish(self, fin: FinishReason) -> None:
         """Ends it without another token."""
         self._send(text=self.text.flush(), fin=fin)
 
+    def found(self) -> None:
+        """Ends a row that was only read, with what was found."""
+        assert self.reading is not None
+        told = self.reading.told
+        likelihoods = None if told is None else tuple(self._likelihood(t) for t in told)
+        self._send(fin="stop", likelihoods=likelihoods, embedding=self.reading.embedding())
+
+    def _likelihood(self, told: Told) -> Likelihood:
+        words = self.lexicon
+        assert words is not None, "intake gives one to each row that is to be told of"
+        top = tuple(Choice(id=i, bytes=tuple(words.name_of(i)), logprob=logprob) for i, logprob in told.top)
+        return Likelihood(id=told.token, bytes=tuple(words.bytes_of(told.token)), logprob=told.logprob, top=top)
+
     def fail(self, error: FrameError) -> None:
         """Ends it with an error of its own."""
         self._send(error=error)
 
-    def _send(
-        self,
-        *,
-        ids: tuple[int, ...] = (),
-        text: str = "",
-        fin: FinishReason | None = None,
-        error: FrameError | None = None,
-        logprob: float | None = None,
-    ) -> None:
+    def _send(self, *, fin: FinishReason | None = None, error: FrameError | None = None, **said: Unpack[Said]) -> None:
         prompt_ids = self.prompt_ids if self.seq == 0 else None
         self.is_over, self.is_whole = fin is not None or error is not None, fin is not None
-        frame = Frame(seq=self.seq, ids=ids, text=text, fin=fin, prompt_ids=prompt_ids, error=error, logprob=logprob)
+        frame = Frame(seq=self.seq, fin=fin, prompt_ids=prompt_ids, error=error, **said)
         self.seq += 1
         self.emit(frame)

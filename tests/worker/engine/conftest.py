@@ -36,10 +36,10 @@ def _plain_logs():
     structlog.reset_defaults()
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token for each of 76 characters; ids past those embed but say nothing."""
+def make_tokenizer(more: str = "") -> PreTrainedTokenizerFast:
+    """One token for each of 76 characters, and of those in `more`; ids past those embed but say nothing."""
     special = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
-    characters = string.ascii_letters + string.digits + "ĠĊ.,:?!'-_/"
+    characters = string.ascii_letters + string.digits + "ĠĊ.,:?!'-_/" + more
     vocabulary = {token: i for i, token in enumerate([*special, *characters])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -78,7 +78,8 @@ class Kitchen:
     def ask(self, *, prompt="hello", adapter=None, emit=None, **sampling):
         """Submits; the answer collects its frames."""
         ids = prompt if isinstance(prompt, tuple) else None
-        offset, with_logprob = sampling.pop("offset", 0), sampling.pop("with_logprob", False)
+        others = ("offset", "with_logprob", "top_logprobs", "json_schema", "read")
+        asked = {name: sampling.pop(name) for name in others if name in sampling}
         queue = sampling.pop("queue", QueueSpec(tenant="t"))
         sampling = {"temperature": 0.0, "max_tokens": 12} | sampling
         spec = GenerateSpec(
@@ -87,10 +88,9 @@ class Kitchen:
             adapter=adapter,
             prompt=None if ids else prompt,
             prompt_ids=ids,
-            offset=offset,
             queue=queue,
             sampling=SamplingSpec(**sampling),
-            with_logprob=with_logprob,
+            **asked,
         )
         answer = Answer()
         sequence = self.intake.sequence(spec, emit or answer.frames.append)
@@ -135,18 +135,20 @@ class Answer:
         return self.frames[-1].error
 
 
-def make_kitchen(new_base, new_lora, new_facts, folder, *, family="llama", **engine):
+def make_kitchen(new_base, new_lora, new_facts, folder, *, family="llama", more="", **engine):
     model = RoutedModel(new_base(family))
     store = FolderStore(folder / "blobs")
-    intake = Intake(make_tokenizer(), base_model=BASE, context=CONTEXT, vocabulary=99, stop_ids=frozenset([STOP_ID]))
+    context = engine.setdefault("context", CONTEXT)
+    stop_ids = frozenset([STOP_ID])
+    intake = Intake(make_tokenizer(more), base_model=BASE, context=context, vocabulary=99, stop_ids=stop_ids)
     load = loader(store, folder / "cache", model.resident)
-    settings = {"rows": 8, "context": CONTEXT, "adapter_memory_bytes": 1 << 30, "token_budget": 16} | engine
+    settings = {"rows": 8, "adapter_memory_bytes": 1 << 30, "token_budget": 16} | engine
     return Kitchen(model, store, folder, intake, Engine(model, load, **settings), new_lora, new_facts(family))
 
 
 @pytest.fixture
 def new_kitchen(new_base, new_lora, new_facts, tmp_path):
-    """new_kitchen(family="llama", **Engine arguments)."""
+    """new_kitchen(family="llama", more="", **Engine arguments)."""
     return lambda **asked: make_kitchen(new_base, new_lora, new_facts, tmp_path, **asked)
 
 

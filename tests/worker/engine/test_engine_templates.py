@@ -1,5 +1,6 @@
 """Rows whose adapter puts virtual tokens and anchors about their prompt, and rows that wear one of an ensemble."""
 
+import base64
 import dataclasses
 
 import pytest
@@ -162,3 +163,24 @@ def test_a_row_that_asks_is_told_how_likely_its_tokens_were_and_draws_the_same(k
             kept = logits.topk(sampling.get("top_k", 99)).values
             assert frame.logprob >= float(logits[frame.ids[0]] - kept.logsumexp(0)) - 1e-4
         row.append(frame.ids[0])
+
+
+def test_a_templated_row_is_read_at_its_own_tokens_alone(kitchen, wardrobe):
+    effects = [soft_prompt(kitchen, template, seed) for seed, template in enumerate(TEMPLATES)]
+    own, answer = make_tokenizer().encode("Good morning"), make_tokenizer().encode("yes")
+    for effect, adapter in zip(effects, wardrobe(kitchen, effects), strict=True):
+        row = [*effect.layout.around(own), *answer]
+        start = len(row) - len(answer) - len(effect.layout.after) - len(own)
+        with torch.inference_mode(), kitchen.model.wearing(Routing.of_rows([effect])):
+            hidden = kitchen.model(Rows.of([row]))
+        found = kitchen.model.logits(hidden).log_softmax(-1)
+        asked = {"prompt": "Good morning", "adapter": adapter}
+        said = kitchen.tell(**asked, read={"what": "likelihood", "answer": "yes"}).frames[0].likelihoods
+        wanted = [float(found[len(row) - 4 + t, answer[t]]) for t in range(3)]
+        assert [one.logprob for one in said] == pytest.approx(wanted, abs=1e-5)
+        mean = torch.nn.functional.normalize(hidden[start : start + len(own)].mean(0), dim=0)
+        frame = kitchen.tell(**asked, read={"what": "embedding"}).frames[0]
+        given = torch.frombuffer(bytearray(base64.b64decode(frame.embedding)), dtype=torch.float32)
+        assert torch.allclose(given, mean, atol=1e-5)
+        # Negative control: with the virtual tokens counted in, it would be another vector.
+        assert not torch.allclose(given, torch.nn.functional.normalize(hidden[:-3].mean(0), dim=0), atol=1e-3)

@@ -353,3 +353,25 @@ def test_a_strangers_adapter_is_inspected_or_refused_with_words(house):
     assert house.client.post("/inspect", json=asked | {"format": "loralib"}).status_code == 400
     house.desk.is_draining = True
     assert house.client.post("/inspect", json=asked).status_code == 503
+
+
+def test_a_schema_that_cannot_be_held_to_is_a_400_before_any_stream(house):
+    schema = json.dumps({"type": "object", "properties": {"a": {"not": {}}}})
+    answer = house.client.post("/generate", json=body(json_schema=schema))
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == (
+        "invalid_json_schema",
+        "response_format.json_schema.schema.properties.a",
+    )
+
+
+def test_a_row_that_is_only_read_is_one_frame(house):
+    (frame,) = house.stream(read={"what": "embedding"})
+    assert (frame.fin, frame.ids, frame.text, frame.likelihoods) == ("stop", (), "", None)
+    assert frame.embedding
+    (frame,) = house.stream(read={"what": "likelihood", "answer": "yes"}, top_logprobs=1)
+    assert [one.id for one in frame.likelihoods] == list(frame.prompt_ids[-3:])
+    (whole,) = house.stream(read={"what": "likelihood"})
+    assert [one.logprob is None for one in whole.likelihoods] == [True] + [False] * 4
+    assert frame.embedding is None

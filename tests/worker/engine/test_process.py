@@ -179,6 +179,11 @@ def test_it_measures_a_dataset_by_its_own_tokeniser(settings):
         found = client.http.post("/measure", json=question).json()
         assert (found["n_examples"], found["context"]) == (2, 512)
         assert [row["line"] for row in found["too_long"]] == [2]
+        assert found["shape"]["layers"] == 2
+        assert found["largest"] is None
+        schedule = {"n_epochs": 1, "batch_size": 2, "tokens_per_batch": 2048, "seed": 0}
+        scheduled = client.http.post("/measure", json=question | {"schedule": schedule}).json()
+        assert scheduled["largest"]["tokens"] == found["tokens"]
         assert found["tokens"] > 300 < found["too_long"][0]["tokens"]
         for sha256, code in ((bad.sha256, "invalid_file"), ("0" * 64, "file_not_found")):
             refused = client.http.post("/measure", json=question | {"file_sha256": sha256})
@@ -248,7 +253,9 @@ def test_asked_to_stop_it_finishes_rows_or_sends_them_elsewhere(settings, monkey
 def test_a_step_loop_that_dies_ends_the_process_and_sends_rows_elsewhere(settings, monkeypatch):
     def work(client):
         client.ready()
-        monkeypatch.setattr(process_module.Engine, "step", lambda _: 1 / 0)
+        turn = process_module.Engine.step
+        # With a row only: a loop that died before would not take it.
+        monkeypatch.setattr(process_module.Engine, "step", lambda e: 1 / 0 if e.status()["waiting"] else turn(e))
         frames = client.http.post("/generate", json=asked(max_tokens=400)).text.splitlines()
         assert Frame.model_validate_json(frames[-1]).error.code == "migrate"
 
