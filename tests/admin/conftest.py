@@ -36,8 +36,9 @@ def visitor(service):
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """Gone with its module: as long as it is there an event loop runs, beside which no other test could start one."""
     if browser.executable() is None:
         pytest.skip("no Chromium here: apt-get install chromium, or name one by GRAFT_CHROMIUM")
     with browser.chromium() as one:
