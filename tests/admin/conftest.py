@@ -45,9 +45,9 @@ def chromium():
         yield one
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shown(tmp_path_factory, empty_database):
-    """A furnished project for tests that only look at it, and its ids."""
+    """A furnished project for tests that only look at it, and its ids. Its threads end with the module."""
     settings = settings_in(tmp_path_factory.mktemp("shown"), empty_database)
     with serving(settings) as service, running(service):
         yield service, showcase.furnish(service)
