@@ -6,9 +6,12 @@ base weights   (linear weights) * e, in NF4 4.127 bits each; the embeddings, and
 adapter        trainable parameters * (4 weight + 4 gradient + moments) bytes, and what the method keeps beside them
 activations    what backward needs: N * L * H * e, N * (sum of all sites' outputs) * e, N * (inputs of the adapted
                sites) * e, 4 * N * (sum of ranks), and of attention (sum over rows of T^2) * L * heads * 4, each times
-               a constant; a constant is 0 where that part is not kept
+               a constant; a constant is 0 where that part is not kept. Of a base in 4 bits the weights as its layers
+               multiplied by them, (linear weights) * e
 loss head      min(CHUNK, n) * V * 4 bytes, times a constant
 process        interpreter, libraries, allocator: a constant of the device
+loading        what opening the base takes beyond all that, if it does: its file (2 bytes a parameter) and its weights
+               before they are put into 4 bits, (all parameters) * e, stand side by side
 
 The constants stand in one table, CONSTANTS, which benchmarks/estimates.py refits from measured peaks.
 """
@@ -24,6 +27,7 @@ from core.specs.method import AdaLoraSpec, LoraSpec
 from core.specs.training import Optimizer, TrainSpec
 
 CHUNK = 256  # tokens whose logits exist at once: core/losses.py, which this cannot import
+FILE_BYTES = 2  # of a parameter in the folder that core/base/prepare.py makes
 NF4_BITS = 4.127  # a number, with its scale in double quantisation
 MOMENT_BYTES: Mapping[Optimizer, float] = {
     "adamw": 8,
@@ -50,35 +54,39 @@ class Constants:
     inputs: float
     ranks: float
     scores: float
+    dense: float
     head: float
     adapter: float
     operations_per_s: float  # floating-point, in training; a default until jobs have run
     opening_s: float  # until the first step
 
 
-# Of a CPU: fitted by benchmarks/estimates.py --fit. Of a GPU: activations are alike, the process is the CUDA context.
+# Of a CPU: fitted by benchmarks/estimates.py --fit. Of a GPU nothing was measured: activations as on a CPU, but that
+# its 4-bit layers keep no dense weights; the process is the CUDA context, its size and the speed are guesses.
 CONSTANTS: Mapping[str, Constants] = {
     "cpu": Constants(
-        process=600e6,
-        hidden=6.0,
-        outputs=2.0,
-        inputs=1.0,
-        ranks=1.0,
-        scores=0.0,
-        head=2.0,
-        adapter=1.0,
-        operations_per_s=60e9,
+        process=392.5e6,
+        hidden=0.0,
+        outputs=1.464,
+        inputs=1.316,
+        ranks=0.0,
+        scores=0.7527,
+        dense=1.206,
+        head=2.959,
+        adapter=0.8184,
+        operations_per_s=25.6e9,
         opening_s=6.0,
     ),
     "cuda": Constants(
         process=700e6,
-        hidden=6.0,
-        outputs=2.0,
-        inputs=1.0,
-        ranks=1.0,
-        scores=0.0,
-        head=2.0,
-        adapter=1.0,
+        hidden=0.0,
+        outputs=1.464,
+        inputs=1.316,
+        ranks=0.0,
+        scores=0.7527,
+        dense=0.0,
+        head=2.959,
+        adapter=0.8184,
         operations_per_s=60e12,
         opening_s=10.0,
     ),
@@ -133,10 +141,12 @@ def memory_of(shape: BaseShape, spec: TrainSpec, amount: Amount, constants: Cons
         "loss_head": round(constants.head * values["head"]),
         "process": round(constants.process),
     }
+    opened = constants.process + (shape.linear_parameters + shape.table_parameters) * (FILE_BYTES + shape.value_bytes)
+    terms["loading"] = max(0, round(opened) - sum(terms.values()))
     return Memory(**terms, total=sum(terms.values()))
 
 
-KEPT = ("hidden", "outputs", "inputs", "ranks", "scores")
+KEPT = ("hidden", "outputs", "inputs", "ranks", "scores", "dense")
 
 
 def parts(shape: BaseShape, spec: TrainSpec, amount: Amount) -> dict[str, float]:
@@ -154,6 +164,7 @@ def parts(shape: BaseShape, spec: TrainSpec, amount: Amount) -> dict[str, float]
         "inputs": tokens * sum(site.width_in for site, _ in worn) * e,
         "ranks": 4.0 * tokens * sum(rank for _, rank in worn),
         "scores": 4.0 * largest.squares * spec.method.members * shape.layers * shape.heads,
+        "dense": shape.linear_parameters * e if spec.method.base_precision == "nf4" else 0.0,
         "head": min(CHUNK, largest.learned * spec.method.members) * shape.vocabulary * 4.0,
     }
 

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from pathlib import Path
 
 import torch
 
@@ -9,11 +10,17 @@ from core.methods import Method
 from core.specs.assignment import StepReport, WarningReport
 from core.trainer import Cramped, Step
 
+STATUS = Path("/proc/self/status")  # on Linux
+
 
 def memory_bytes(device: torch.device) -> int:
     """The most that was in use so far: of the GPU, else of this process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
+    if STATUS.exists():
+        # Not ru_maxrss: that begins with what the parent had when it started us.
+        said = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+        return int(said["VmHWM"].split()[0]) << 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

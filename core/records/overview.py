@@ -32,7 +32,7 @@ def overview(session: Session, account: Account) -> Overview:
     tokens = func.coalesce(func.sum(Usage.prompt_tokens + Usage.completion_tokens), 0)
     n_requests, served = session.execute(select(func.count(), tokens).where(*of(Usage, account))).one()
     return Overview(
-        by_state=dict(session.execute(states).tuples().all()),
+        by_state=dict(session.execute(states).all()),
         n_files=session.scalar(files) or 0,
         n_adapters=session.scalar(adapters) or 0,
         n_requests=n_requests,

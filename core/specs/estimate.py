@@ -85,6 +85,7 @@ class Memory(Spec):
     activations: int
     loss_head: int
     process: int
+    loading: int
     total: int
 
 

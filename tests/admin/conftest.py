@@ -36,17 +36,18 @@ def visitor(service):
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
+    """Gone with its module: as long as it is there an event loop runs, beside which no other test could start one."""
     if browser.executable() is None:
         pytest.skip("no Chromium here: apt-get install chromium, or name one by GRAFT_CHROMIUM")
     with browser.chromium() as one:
         yield one
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shown(tmp_path_factory, empty_database):
-    """A furnished project for tests that only look at it, and its ids."""
+    """A furnished project for tests that only look at it, and its ids. Its threads end with the module."""
     settings = settings_in(tmp_path_factory.mktemp("shown"), empty_database)
     with serving(settings) as service, running(service):
         yield service, showcase.furnish(service)

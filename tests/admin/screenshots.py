@@ -1,4 +1,7 @@
-"""`make screenshots`: every page of a furnished dashboard into docs/images, on a desk, on a phone and in the dark."""
+"""`make screenshots`: every page of the dashboard into docs/images, on a desk, on a phone, in the dark, in Chinese.
+
+The project is made up (showcase.py), and so are its curves and answers: they show pages, not what training achieves.
+"""
 
 import sys
 import tempfile

@@ -4,10 +4,13 @@ import re
 
 import httpx
 import pytest
+from fastapi.routing import iter_route_contexts
 from serving import serving
 from sqlalchemy import select, update
 from visiting import settings_in, sitting
 
+from api.admin.door import Porch
+from api.main import create_app
 from core.records import accounts, audit, sessions
 from core.records.tables import BrowserSession, SignInCode
 
@@ -99,6 +102,20 @@ def test_who_is_not_signed_in_is_led_to_the_sign_in_and_back(service):
     assert (answer.status_code, answer.headers["location"]) == (303, "/admin/sign-in?next=/admin/jobs%3Fafter%3Dx")
     part = httpx.get(f"{service.url}/admin/jobs", headers={"hx-request": "true"})
     assert (part.status_code, part.headers["hx-redirect"]) == (401, "/admin/sign-in")
+
+
+def test_no_page_but_the_porch_opens_without_a_session(service, settings):
+    open_to_all = {"/admin/sign-in", "/admin/preferences", "/admin/static/{name}"}
+    contexts = iter_route_contexts(create_app(settings).routes)
+    doors = [one.original_route for one in contexts if one.original_route.path.startswith("/admin")]
+    closed = [door for door in doors if door.path not in open_to_all]
+    assert {isinstance(door, Porch) for door in closed} == {False}
+    assert len(closed) > 15
+    for door in closed:
+        path = re.sub(r"\{[^}]+\}", "x", door.path)
+        for method in door.methods:
+            answer = httpx.request(method, service.url + path, headers={"origin": service.url})
+            assert (answer.status_code, answer.headers["location"]) == (303, f"/admin/sign-in?next={path}")
 
 
 @pytest.mark.parametrize(
