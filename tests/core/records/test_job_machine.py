@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import select
+from sqlalchemy import and_, select
 
 from core.records import jobs
 from core.records.jobs import Asked, CancelRequested, Fenced, NotCancellable, NotPausable, NotResumable
@@ -277,3 +277,17 @@ def test_the_model_notices_a_machine_without_its_fence(machine, make_job, monkey
     monkeypatch.setattr("core.records.leases.guard", by_state_alone)
     with pytest.raises(AssertionError):
         getattr(run, write)(0, **more)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_model_notices_a_machine_that_takes_up_what_is_to_rest(machine, make_job, monkeypatch):
+    """A further negative control."""
+    run = Jobs(machine, make_job)
+    run.create(max_attempts=4)
+    run.claim(0)
+    run.beat(0, step=3)
+    run.pause(0)
+    run.lease_runs_out(0)
+    monkeypatch.setattr("core.records.claiming._is_orphaned", lambda: and_(Job.state == "running", Job.lease_until < 1))
+    with pytest.raises(AssertionError):
+        run.claim(0)
