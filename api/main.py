@@ -19,6 +19,8 @@ from api.limits import RateLimiter
 from api.queue import Queue
 from api.resources import Resources
 from api.routes import (
+    account,
+    adapter_versions,
     adapters,
     chat,
     classify,
@@ -29,9 +31,12 @@ from api.routes import (
     files,
     fine_tuning,
     health,
+    job_metrics,
+    job_moves,
     job_stream,
     models,
     preview,
+    workers,
 )
 from core.blobs import open_store
 from core.records.database import Database
@@ -58,7 +63,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.resources = resources
     app.router.route_class = Guarded
     of_models = (chat, completions, embeddings, classify, compare)
-    for routes in (health, files, fine_tuning, job_stream, estimate, preview, models, adapters, *of_models):
+    of_jobs = (fine_tuning, job_moves, job_stream, job_metrics, estimate, preview)
+    for routes in (health, files, *of_jobs, models, adapter_versions, adapters, *of_models, workers, account):
         app.include_router(routes.router)
     app.add_middleware(Edge, metrics=resources.metrics)
     for router in admin.ROUTERS:

@@ -56,8 +56,16 @@ class Verdict(enum.Enum):
     """Whether a run goes on."""
 
     GO_ON = enum.auto()
-    CANCEL = enum.auto()  # the customer asked
+    PAUSE = enum.auto()  # the customer asked: leave with a checkpoint
+    CANCEL = enum.auto()  # the customer asked: nothing is kept
     LOST = enum.auto()  # the lease is somebody else's, or may be: stop and write nothing
+
+
+VERDICTS = {
+    jobs.Asked.NOTHING: Verdict.GO_ON,
+    jobs.Asked.TO_PAUSE: Verdict.PAUSE,
+    jobs.Asked.TO_CANCEL: Verdict.CANCEL,
+}
 
 
 class Progress:
@@ -160,7 +168,7 @@ class Progress:
     def _beat(self) -> None:
         said = self._last_step
         began_at = time.monotonic()  # the lease counts from the statement, not from its answer
-        is_cancelled = jobs.beat(
+        asked = jobs.beat(
             self._db,
             self._held,
             lease_s=self._lease_s,
@@ -170,8 +178,8 @@ class Progress:
             phase=self._phase,
         )
         self._renewed_at = began_at
-        if is_cancelled and self._verdict is Verdict.GO_ON:
-            self._verdict = Verdict.CANCEL
+        if self._verdict is not Verdict.LOST:
+            self._verdict = VERDICTS[asked]
 
     def _run(self) -> None:
         beat_at = time.monotonic() + self._interval_s()

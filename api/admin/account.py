@@ -2,24 +2,22 @@
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
-from pydantic import SecretStr
 from starlette.responses import Response
 
 from api import errors
 from api.admin.door import Page, form_of
 from api.admin.render import render
 from api.deps import AccountDep, After, ResourcesDep
+from api.in_force import in_force
 from api.resources import Resources
 from core.records import accounts, audit
 from core.records.accounts import Account
 from core.records.usage_by_day import by_day, by_model
-from core.settings import Settings
 
 router = APIRouter(prefix="/admin", route_class=Page, include_in_schema=False)
 
 DAYS = 30
 LONGEST_NAME = 200
-SECRET = "set, not shown"  # noqa: S105  # what stands in a secret's place
 
 
 @router.get("/keys", response_model=None)
@@ -77,9 +75,7 @@ def settings(request: Request, account: AccountDep, resources: ResourcesDep) -> 
     """What is in force here. Secrets are not shown, and only administrators see the rest."""
     if not account.is_admin:
         raise errors.forbidden("Only an administrator's key may see the settings.")
-    return render(
-        request, "settings.html", settings=_in_force(resources.settings), bases=resources.settings.base_models
-    )
+    return render(request, "settings.html", settings=in_force(resources.settings), bases=resources.settings.base_models)
 
 
 def _keys(
@@ -96,14 +92,3 @@ def _created(resources: Resources, account: Account, name: str, is_admin: bool) 
             session, account, name=name, environment=resources.settings.environment, is_admin=is_admin
         )
         return text
-
-
-def _in_force(settings: Settings) -> list[tuple[str, str, str]]:
-    """Each setting's variable, its value as text, and what it is."""
-    found = []
-    for name, field in type(settings).model_fields.items():
-        value = getattr(settings, name)
-        is_secret = isinstance(value, SecretStr) or (name.endswith("_url") and "@" in str(value))
-        shown = SECRET if is_secret else "" if value is None else str(value)
-        found.append((f"GRAFT_{name.upper()}", shown, field.description or ""))
-    return found

@@ -10,12 +10,10 @@ from api.admin.door import Page
 from api.admin.render import render
 from api.deps import AccountDep, After, Id, ResourcesDep
 from api.generation_request import MAX_MODELS
-from core.records import adapters, jobs, presences
-from core.records.tables import Presence
+from core.records import adapters, jobs
+from core.records.residency import holdings
 
 router = APIRouter(prefix="/admin", route_class=Page, include_in_schema=False)
-
-NAMED = 12  # characters of a digest by which engines tell of an adapter
 
 
 @router.get("/adapters", response_model=None)
@@ -35,14 +33,14 @@ def one(request: Request, adapter_id: Id, account: AccountDep, resources: Resour
             raise errors.adapter_not_found(adapter_id)
         job = jobs.find(session, account, adapter.job_id) if adapter.job_id else None
         checkpoints = jobs.checkpoints(session, account, job.id, limit=10).rows if job else []
-        engines = presences.alive(session, "engine")
+        holders = holdings(session).get(adapter.blob_sha256, [])
     return render(
         request,
         "adapter.html",
         adapter=adapter,
         job=job,
         checkpoints=checkpoints,
-        holders=[(engine.id, tier) for engine in engines if (tier := _tier(engine, adapter.blob_sha256))],
+        holders=[(one.engine_id, one.tier) for one in holders],
     )
 
 
@@ -59,10 +57,3 @@ def playground(
     return render(
         request, "playground.html", names=names, chosen=list(dict.fromkeys(first))[:MAX_MODELS], most=MAX_MODELS
     )
-
-
-def _tier(engine: Presence, sha256: str) -> str | None:
-    """Where an engine says that it keeps an adapter: device, host or disk; None where it does not say."""
-    told = engine.details.get("status", {}).get("by_adapter", {}).get(sha256[:NAMED], {})
-    tier: str | None = told.get("tier")
-    return tier

@@ -13,10 +13,11 @@ from api.deps import AccountDep, After, OwnedJob, ResourcesDep
 from api.estimating import estimated, must_fit
 from api.guard import Guarded
 from api.idempotency import Write
+from api.job_answers import ring, shape_of, shapes_of
 from api.job_plan import Plan, plan
 from api.job_request import JobRequest
 from api.resources import Resources
-from core.records import jobs, names
+from core.records import jobs
 from core.records.accounts import Account
 from core.records.pages import page
 from core.records.scope import of
@@ -41,7 +42,7 @@ async def create(request: Request, body: JobRequest, account: AccountDep, resour
             must_fit(foretold)
         job = await run_sync(_create, resources, account, body, (planned, foretold), write)
         if isinstance(job, dict):
-            return JSONResponse(job, background=BackgroundTask(_ring, resources, job["id"]))
+            return JSONResponse(job, background=BackgroundTask(ring, resources, job["id"]))
         answered = job
     return JSONResponse(answered.body, answered.status, headers={"idempotency-replayed": "true"})
 
@@ -54,13 +55,14 @@ def list_jobs(
     found = _with_metadata(select(Job).where(*of(Job, account)), request)
     with resources.database.session() as session, errors.unknown_cursor():
         rows = page(session, found, [Job.created_at, Job.id], after=after, limit=limit)
-    return shapes.listed(rows, lambda job: _shape(job, account))
+        return shapes_of(session, account, rows)
 
 
 @router.get("/{job_id}", response_model=None)
-def retrieve(job: OwnedJob, account: AccountDep) -> shapes.Shape:
+def retrieve(job: OwnedJob, account: AccountDep, resources: ResourcesDep) -> shapes.Shape:
     """One job."""
-    return _shape(job, account)
+    with resources.database.session() as session:
+        return shape_of(session, account, job)
 
 
 @router.post("/{job_id}/cancel", response_model=None)
@@ -69,11 +71,11 @@ def cancel(job: OwnedJob, account: AccountDep, resources: ResourcesDep) -> shape
     try:
         with resources.database.writing() as session:
             cancelled = jobs.cancel(session, account, job.id)
+            if cancelled is None:
+                raise errors.job_not_found(job.id)
+            return shape_of(session, account, cancelled)
     except jobs.NotCancellable:
         raise errors.conflict("The job has ended: there is nothing to cancel.", code="job_not_cancellable") from None
-    if cancelled is None:
-        raise errors.job_not_found(job.id)
-    return _shape(cancelled, account)
 
 
 @router.get("/{job_id}/events", response_model=None)
@@ -97,11 +99,6 @@ def checkpoints(
     with resources.database.session() as session, errors.unknown_cursor():
         rows = jobs.checkpoints(session, account, job.id, after=after, limit=limit)
     return shapes.listed(rows, shapes.checkpoint)
-
-
-def _shape(job: Job, account: Account) -> shapes.Shape:
-    name = names.model_name(job.base_model, account.organization_slug, job.suffix, job.id)
-    return shapes.job(job, name if job.state == "succeeded" else None)
 
 
 def _answered(resources: Resources, account: Account, write: Write) -> Idempotency | None:
@@ -133,16 +130,9 @@ def _create(
             )
         except LookupError:
             raise errors.bad_request("A file of this job was deleted just now.", code="file_not_found") from None
-        shape = _shape(job, account)
+        shape = shape_of(session, account, job)
         write.keep(session, account, shape)
         return shape
-
-
-def _ring(resources: Resources, job_id: str) -> None:
-    """Wakes a trainer, and spares the sweeper from doing so. A bell that does not sound is no error."""
-    if resources.queue.ring(job_id):
-        with resources.database.writing() as session:
-            jobs.mark_rung(session, job_id)
 
 
 def _with_metadata(found: Select[Job], request: Request) -> Select[Job]:

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.blobs import Blob
+from core.records import aliases
 from core.records.database import Database, clock
 from core.records.events import Event, append
 from core.records.leases import CancelRequested, Claim, ended, fenced, held_job, move
@@ -98,11 +99,14 @@ def succeed(
 
 
 def _adapter_row(session: Session, job: Job, blob: Blob, now: float) -> Adapter:
+    family, version = aliases.number(session, job.project_id, job.suffix)
     return Adapter(
         id=new_id("adapter-"),
         organization_id=job.organization_id,
         project_id=job.project_id,
         name=_name_of(session, job),
+        family=family,
+        version=version,
         job_id=job.id,
         base_model=job.base_model,
         blob_sha256=blob.sha256,

@@ -17,6 +17,7 @@ from core.records.database import Database, clock
 from core.records.events import Event, append
 from core.records.finishing import record_checkpoint, succeed
 from core.records.leases import (
+    Asked,
     CancelRequested,
     Claim,
     Fenced,
@@ -30,18 +31,23 @@ from core.records.leases import (
     requeue,
 )
 from core.records.pages import Page, page
+from core.records.pausing import NotPausable, NotResumable, pause, resume
 from core.records.scope import Account, of
 from core.records.sweeper import mark_rung, sweep
 from core.records.tables import TERMINAL_STATES, Checkpoint, File, Job, JobEvent, new_id
 from core.specs.training import TrainSpec
 
 __all__ = [
+    "Asked",
     "CancelRequested",
     "Claim",
     "Event",
     "Fenced",
     "Kin",
     "NotCancellable",
+    "NotPausable",
+    "NotResumable",
+    "NotRetryable",
     "Work",
     "beat",
     "cancel",
@@ -58,9 +64,12 @@ __all__ = [
     "listed",
     "mark_rung",
     "paces",
+    "pause",
     "record",
     "record_checkpoint",
     "requeue",
+    "resume",
+    "retry",
     "succeed",
     "sweep",
     "work_of",
@@ -69,6 +78,10 @@ __all__ = [
 
 class NotCancellable(ValueError):
     """The job has ended, so there is nothing to cancel."""
+
+
+class NotRetryable(ValueError):
+    """The job has not ended, so there is nothing to try again."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +136,33 @@ def create(
     session.flush()
     append(session, job.id, 0, [Event("created", f"Created fine-tuning job {job.id}")])
     return job
+
+
+def retry(
+    session: Session, account: Account, of_job: Job, *, max_attempts: int, estimate: Mapping[str, Any] | None = None
+) -> Job:
+    """T1 for the same run once more: every value of the account's job, its seed too, so that it says of whom it is.
+
+    NotRetryable where the job has not ended. LookupError names a missing file.
+    """
+    if of_job.state not in TERMINAL_STATES:
+        raise NotRetryable(f"job {of_job.id} has not ended ({of_job.state}): there is nothing to try again")
+    again = create(
+        session,
+        account,
+        spec=TrainSpec.model_validate(of_job.spec),
+        request=of_job.request,
+        training_file_id=of_job.training_file_id,
+        validation_file_id=of_job.validation_file_id,
+        suffix=of_job.suffix,
+        metadata=of_job.job_metadata,
+        max_attempts=max_attempts,
+        retry_of=of_job.id,
+        estimate=estimate,
+    )
+    audit.note(session, account, "job.retried", of_job.id)
+    append(session, again.id, 0, [Event("retry", f"The same once more as {of_job.id}", data={"retry_of": of_job.id})])
+    return again
 
 
 def find(session: Session, account: Account, job_id: str) -> Job | None:

@@ -146,6 +146,7 @@ class Job(Owned, Table):
     trained_tokens: Mapped[int | None]
     progress_at: Mapped[float | None]  # when the present attempt last moved step; null until it has
     cancel_requested_at: Mapped[float | None]
+    pause_requested_at: Mapped[float | None]  # of a running job: once it rests its state says so
     run_after: Mapped[float] = mapped_column(default=0.0)
     last_rung_at: Mapped[float | None]
     rings: Mapped[int] = mapped_column(Integer, default=0)
@@ -208,6 +209,8 @@ class Adapter(Owned, Table):
     __tablename__ = "adapters"
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     name: Mapped[str] = mapped_column(String(255), unique=True)  # ft:BASE:ORG:SUFFIX:ID
+    family: Mapped[str | None] = mapped_column(String(64))  # the SUFFIX; null where it is empty
+    version: Mapped[int | None]  # in its family, from 1, given once
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)  # null of an import
     base_model: Mapped[str] = mapped_column(String(64))
     peft_type: Mapped[str] = mapped_column(String(32))
@@ -216,7 +219,22 @@ class Adapter(Owned, Table):
     details: Mapped[dict[str, Any]]  # origin, parameters, base precision, of an import its warnings
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
-    __table_args__ = (Index("adapters_by_project", "project_id", "created_at", "id"),)
+    __table_args__ = (
+        Index("adapters_by_project", "project_id", "created_at", "id"),
+        Index("adapters_by_version", "project_id", "family", "version", unique=True),
+    )
+
+
+class AdapterAlias(Owned, Table):
+    """A name within a family of adapters that points to one of them, and may be moved: FAMILY@ALIAS."""
+
+    __tablename__ = "adapter_aliases"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    family: Mapped[str] = mapped_column(String(64))
+    alias: Mapped[str] = mapped_column(String(32))
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    moved_at: Mapped[float]
+    __table_args__ = (UniqueConstraint("project_id", "family", "alias", name="one_alias_of_a_name"),)
 
 
 class Idempotency(Table):
@@ -277,3 +295,4 @@ class Presence(Table):
     details: Mapped[dict[str, Any]]
     started_at: Mapped[float]
     beat_at: Mapped[float]
+    drain_requested_at: Mapped[float | None]

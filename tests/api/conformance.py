@@ -87,6 +87,10 @@ def jobs(file_id):
     assert len(ids) == len(set(ids))
     mine = client.fine_tuning.jobs.list(extra_query={"metadata[k]": VERSION})
     assert [one.id for one in mine] == [job.id]
+    assert client.fine_tuning.jobs.pause(job.id).status == "paused"
+    assert client.fine_tuning.jobs.resume(job.id).status == "queued"
+    idle = refusal(openai.ConflictError, lambda: client.fine_tuning.jobs.resume(job.id))
+    assert (idle.code, idle.type) == ("job_not_resumable", "conflict_error")
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     again = refusal(openai.ConflictError, lambda: client.fine_tuning.jobs.cancel(job.id))
     assert (again.code, again.type) == ("job_not_cancellable", "conflict_error")

@@ -30,6 +30,8 @@ def test_a_job_is_made_with_every_value_in_force(service):
     assert job.pop("id").startswith("ftjob-")
     assert abs(job.pop("created_at") - time.time()) < 5
     hyperparameters = {"n_epochs": 6, "batch_size": 8, "learning_rate_multiplier": 1.0}
+    queue = job.pop("queue")
+    assert (queue["position"], abs(queue["waits_s"]) < 5) == (1, True)
     assert job == {
         "object": "fine_tuning.job",
         "error": None,
@@ -89,6 +91,9 @@ def test_a_job_is_made_with_every_value_in_force(service):
         "estimate": None,
         "measured": None,
         "continue_from": None,
+        "retry_of": None,
+        "cancel_requested_at": None,
+        "pause_requested_at": None,
     }
 
 
@@ -216,7 +221,7 @@ def test_a_running_job_is_asked_to_stop(service):
     held = jobs.claim(service.database, owner="test", lease_s=60, job_id=job_id)
     answer = service.http.post(f"/v1/fine_tuning/jobs/{job_id}/cancel").json()
     assert answer["status"] == "running"
-    assert jobs.beat(service.database, held, lease_s=60) is True
+    assert jobs.beat(service.database, held, lease_s=60) is jobs.Asked.TO_CANCEL
     jobs.confirm_cancelled(service.database, held)
     assert service.http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["status"] == "cancelled"
 

@@ -16,6 +16,7 @@ from core import peft_files
 from core.blobs import open_store
 from core.records import accounts, adapters, presences
 from core.records.database import Database
+from core.records.workers import ask_to_drain
 from core.settings import Settings
 from core.specs.generation import Frame
 from core.specs.inspection import Inspected
@@ -248,6 +249,32 @@ def test_asked_to_stop_it_finishes_rows_or_sends_them_elsewhere(settings, monkey
 
     assert live(settings, work, drain_s=drain_s) == 0
     assert seen == {"new": 503, "is_ready": False, "end": end}
+
+
+def test_drained_by_an_administrator_it_ends_its_rows_takes_no_more_and_stays(settings, monkeypatch):
+    slow_steps(monkeypatch, 0.05)
+    monkeypatch.setattr(process_module, "BEAT_S", 0.1)
+    seen = {}
+
+    def work(client):
+        client.ready()
+        account, _ = accounts.create_project(client.database, slug="x", name="X", environment="local")
+        with client.http.stream("POST", "/generate", json=asked(max_tokens=40)) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            with client.database.writing() as session:
+                assert ask_to_drain(session, account, client.presence().id)
+            while client.http.get("/ready").status_code == 200:
+                time.sleep(0.01)
+            seen["new"] = client.http.post("/generate", json=asked()).status_code
+            last = [Frame.model_validate_json(line) for line in lines if line][-1]
+        seen["end"] = (last.fin, last.error)
+        time.sleep(0.5)
+        seen["stays"] = (client.presence().is_ready, client.presence().details["status"]["is_draining"])
+        seen["live"] = client.http.get("/live").status_code
+
+    assert live(settings, work) == 0
+    assert seen == {"new": 503, "end": ("length", None), "stays": (False, True), "live": 200}
 
 
 def test_a_step_loop_that_dies_ends_the_process_and_sends_rows_elsewhere(settings, monkeypatch):
