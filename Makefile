@@ -3,10 +3,10 @@ PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 export PIP_NO_INPUT = 1
 
-.PHONY: help run demo test journey faults bench lint lock clean
+.PHONY: help run demo test journey faults screenshots bench lint lock clean
 
 help: ## say what there is
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 .venv/torch: Makefile
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
@@ -48,6 +48,9 @@ journey: .venv/dev ## upload, train and generate through every real process
 
 faults: .venv/dev ## kill and deceive workers, and find every job finished once
 	@exec .venv/bin/python -m pytest tests/faults tests/journeys/test_faults_journey.py
+
+screenshots: .venv/dev ## every page of the dashboard into docs/images (needs a Chromium)
+	@.venv/bin/python tests/admin/screenshots.py
 
 bench: .venv/dev ## the papers' claims on a toy model, then six methods on CLINC150 (needs its data)
 	@.venv/bin/python -m benchmarks.claims && .venv/bin/python -m benchmarks.methods

@@ -28,6 +28,15 @@ def _account(request: Request) -> Account:
 AccountDep = Annotated[Account, Depends(_account)]
 
 
+def _administrator(account: AccountDep) -> Account:
+    if not account.is_admin:
+        raise errors.forbidden("Only an administrator's key may do this.")
+    return account
+
+
+AdminDep = Annotated[Account, Depends(_administrator)]
+
+
 def _owned_file(file_id: Id, account: AccountDep, resources: ResourcesDep) -> File:
     with resources.database.session() as session:
         file = datasets.find(session, account, file_id)
@@ -65,11 +74,12 @@ def find_model(resources: Resources, account: Account, name: str) -> Model:
 async def target_of(request: Request, name: str, base_precision: BasePrecision | None = None) -> Target:
     """What an engine is to be asked for, for the model that a request names. Raises ClientError 404.
 
-    An adapter is served on the base that it was trained on, unless the request chooses.
+    What answers is told and counted by its own name, by whichever it was called. An adapter is served on the base that
+    it was trained on, unless the request chooses.
     """
     model = await run_sync(find_model, resources_of(request), request.state.account, name)
     precision = base_precision or model.base_precision
     if model.adapter_id is None or model.sha256 is None:
-        return Target(name, model.base_model, None, precision)
+        return Target(model.name, model.base_model, None, precision)
     adapter = AdapterRef(id=model.adapter_id, sha256=model.sha256)
-    return Target(name, model.base_model, adapter, precision, model.members)
+    return Target(model.name, model.base_model, adapter, precision, model.members)

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from core.data.json_lines import name
+from core.records.adapters import Aliased
 from core.records.pages import UnknownCursor
 
 log = structlog.get_logger()
@@ -91,6 +92,15 @@ def job_not_found(job_id: str) -> ClientError:
 def file_not_found(file_id: str) -> ClientError:
     """404 for a file's id, in OpenAI's words."""
     return not_found(f"No such File object: {name(file_id)}", param="id", code="file_not_found")
+
+
+@contextmanager
+def aliased() -> Iterator[None]:
+    """Within it, deleting what an alias means becomes a 409."""
+    try:
+        yield
+    except Aliased as error:
+        raise conflict(str(error), code="model_has_alias") from None
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """What stands before every route: whose key it is, whether it may ask now, and a body that is bounded, strict JSON.
 
+A browser that is signed in to the dashboard may ask in its key's place (api/visits.py).
+
 A router's routes are Guarded unless the router says otherwise; main.py refuses to start with any that is not and ought
 to be. The key is checked before a byte of the body is read.
 """
@@ -12,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api import errors
+from api import errors, visits
 from api.resources import resources_of
 from core.data.json_lines import MalformedLineError, parse, see
 from core.records import accounts
@@ -52,7 +54,7 @@ class StrictRequest(Request):
 
 
 class Guarded(APIRoute):
-    """A route that answers only to the bearer of a key."""
+    """A route that answers only to the bearer of a key, or to a browser that one is signed in at."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The framework's hook: wraps what it would have run."""
@@ -60,7 +62,7 @@ class Guarded(APIRoute):
 
         async def guarded(request: Request) -> Response:
             resources = resources_of(request)
-            account = await run_sync(_account, resources.database, _bearer(request))
+            account = await run_sync(_asker, request)
             request.state.account = account
             allowance = resources.limiter.take(account.project_id)
             request.state.headers.update(allowance.headers())
@@ -71,6 +73,17 @@ class Guarded(APIRoute):
             return await answer(strict)
 
         return guarded
+
+
+def _asker(request: Request) -> Account:
+    """Whose request it is. A key that is shown counts before a cookie, which must be meant where it changes things."""
+    if "authorization" not in request.headers:
+        visitor = visits.find_visitor(request)
+        if visitor:
+            if request.method not in visits.SAFE:
+                visits.must_mean_it(request, request.headers.get(visits.CSRF_HEADER))
+            return visitor.account
+    return _account(resources_of(request).database, _bearer(request))
 
 
 def _bearer(request: Request) -> str:

@@ -12,7 +12,7 @@ from api.resources import Resources
 from core.records import adapters, datasets
 from core.records.accounts import Account
 from core.records.tables import File, Presence
-from core.specs.generation import MeasureSpec
+from core.specs.dataset import misfit
 from core.specs.training import TrainingRequest, TrainSpec, resolve
 
 SHORTEST_ROW = 2  # a token, and one to learn
@@ -35,8 +35,11 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
     source = asked.continue_from and continuing.source_of(resources, account, asked.model, asked.continue_from)
     method = continuing.method_of(resources, asked, source) if source else asked.chosen_method()
     _refuse_blind_stopping(asked)
-    training_file = _trainable(resources, account, asked.training_file, "training_file")
-    validation_file = asked.validation_file and _trainable(resources, account, asked.validation_file, "validation_file")
+    dpo = asked.chosen_dpo()
+    training_file = _trainable(resources, account, asked.training_file, "training_file", is_dpo=dpo is not None)
+    validation_file = asked.validation_file and _trainable(
+        resources, account, asked.validation_file, "validation_file", is_dpo=dpo is not None
+    )
     init_sha256 = method.starts_from and _start(resources, account, asked.model, method.starts_from)
     spec = resolve(
         base_model=asked.model,
@@ -46,6 +49,7 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
         training=asked.training or TrainingRequest(),
         seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         n_examples=(training_file.validation or {}).get("n_examples", 1),
+        dpo=dpo,
     )
     _refuse_unfit_schedule(spec, (training_file.validation or {}).get("n_examples", 1))
     must_have_room(spec)
@@ -83,23 +87,6 @@ def _refuse_unfit_schedule(spec: TrainSpec, n_examples: int) -> None:
         raise errors.bad_request(str(error), param="peft.tinit", code="invalid_value") from None
 
 
-async def refuse_long_rows(resources: Resources, planned: Plan) -> None:
-    """Asks an engine for the rows' lengths. Where none answers, the trainer will find them. Raises ClientError 400."""
-    for param, file in (("training_file", planned.training_file), ("validation_file", planned.validation_file)):
-        if file is None:
-            continue
-        longest = planned.spec.max_seq_length
-        asked = MeasureSpec(
-            base_model=planned.spec.base_model,
-            file_sha256=file.blob_sha256,
-            max_tokens=longest,
-            template=planned.spec.method.row_template,
-        )
-        measured = await resources.engines.measure(asked)
-        if measured and measured["too_long"]:
-            raise _too_long(param, longest, measured["too_long"])
-
-
 def must_be_a_base(resources: Resources, model: str) -> None:
     """Raises ClientError 400 unless it may be fine-tuned here."""
     if model not in resources.settings.base_models:
@@ -110,15 +97,10 @@ def must_be_a_base(resources: Resources, model: str) -> None:
         )
 
 
-def _trainable(resources: Resources, account: Account, file_id: str, param: str) -> File:
+def _trainable(resources: Resources, account: Account, file_id: str, param: str, *, is_dpo: bool) -> File:
     file = dataset(resources, account, file_id, param)
-    if (file.validation or {}).get("format") == "preference":
-        raise errors.bad_request(
-            f"{param}: the file holds preference pairs, which no method here learns from yet; "
-            "give conversations or prompts with their answers",
-            param=param,
-            code="unsupported_format",
-        )
+    if fault := misfit(str((file.validation or {}).get("format")), is_dpo=is_dpo):
+        raise errors.bad_request(f"{param}: {fault}", param=param, code="unsupported_format")
     return file
 
 
@@ -171,7 +153,8 @@ def context_of(resources: Resources, base_model: str) -> int:
     return int(details.get("context", resources.settings.engine_context))
 
 
-def _too_long(param: str, longest: int, rows: list[dict[str, Any]]) -> errors.ClientError:
+def too_long(param: str, longest: int, rows: list[dict[str, Any]]) -> errors.ClientError:
+    """400 for rows of more tokens than fit, each with its line."""
     details = [
         {
             "line": row["line"],

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 from api import errors
 from core.specs.method import LoraSpec, MethodSpec
 from core.specs.spec import Spec
-from core.specs.training import HyperparametersRequest, TrainingRequest
+from core.specs.training import DPO, DPOHyperparametersRequest, HyperparametersRequest, TrainingRequest
 
 T = TypeVar("T")
 METHOD: TypeAdapter[MethodSpec] = TypeAdapter(MethodSpec)
@@ -24,6 +24,29 @@ class SupervisedRequest(Spec):
     hyperparameters: HyperparametersRequest | None = None
     peft: MethodSpec | None = None
 
+    @property
+    def knobs(self) -> HyperparametersRequest | None:
+        """OpenAI's three, where any is said."""
+        return self.hyperparameters
+
+
+class DPORequest(Spec):
+    """method.dpo."""
+
+    hyperparameters: DPOHyperparametersRequest | None = None
+    peft: MethodSpec | None = None
+
+    @property
+    def knobs(self) -> HyperparametersRequest | None:
+        """OpenAI's three, where any is said."""
+        return self.hyperparameters and self.hyperparameters.knobs
+
+    @property
+    def spec(self) -> DPO:
+        """Every "auto" made a number."""
+        beta = self.hyperparameters.beta if self.hyperparameters else "auto"
+        return DPO() if beta == "auto" else DPO(beta=beta)
+
 
 class PeftMethodRequest(BaseModel):
     """method.lora and its kin: hyperparameters, and the fields of the method, whose name is the type."""
@@ -33,16 +56,25 @@ class PeftMethodRequest(BaseModel):
     hyperparameters: HyperparametersRequest | None = None
 
     @property
+    def knobs(self) -> HyperparametersRequest | None:
+        """OpenAI's three, where any is said."""
+        return self.hyperparameters
+
+    @property
     def fields(self) -> dict[str, Any]:
         """What is said of the method itself."""
         return self.model_extra or {}
 
 
+Section = SupervisedRequest | DPORequest | PeftMethodRequest
+
+
 class MethodRequest(Spec):
     """OpenAI's method, or one of ours by its name."""
 
-    type: Literal["supervised", "lora", "qlora", "adalora", "prefix_tuning", "prompt_tuning", "p_tuning"]
+    type: Literal["supervised", "dpo", "lora", "qlora", "adalora", "prefix_tuning", "prompt_tuning", "p_tuning"]
     supervised: SupervisedRequest | None = None
+    dpo: DPORequest | None = None
     lora: PeftMethodRequest | None = None
     qlora: PeftMethodRequest | None = None
     adalora: PeftMethodRequest | None = None
@@ -58,16 +90,28 @@ class MethodRequest(Spec):
         return self
 
     @property
-    def section(self) -> SupervisedRequest | PeftMethodRequest | None:
+    def section(self) -> Section | None:
         """The one that the type names."""
-        chosen: SupervisedRequest | PeftMethodRequest | None = getattr(self, self.type)
+        chosen: Section | None = getattr(self, self.type)
         return chosen
+
+    @property
+    def is_peft(self) -> bool:
+        """Whether the type is a method's name; else the method stands in the section's peft, or elsewhere."""
+        return self.type not in ("supervised", "dpo")
+
+    @property
+    def says_method(self) -> bool:
+        """Whether the section tells of a method."""
+        if isinstance(self.section, SupervisedRequest | DPORequest):
+            return self.section.peft is not None
+        return self.section is not None
 
     def spec(self) -> MethodSpec | None:
         """The method, where it is written here. Raises ClientError 400, which names the field."""
-        if isinstance(self.section, SupervisedRequest):
+        if isinstance(self.section, SupervisedRequest | DPORequest):
             return self.section.peft
-        if self.type == "supervised":
+        if not self.is_peft:
             return None
         fields = self.section.fields if self.section else {}
         try:
@@ -96,7 +140,7 @@ class JobRequest(Spec):
     @property
     def says_method(self) -> bool:
         """Whether a method is written anywhere."""
-        return self.peft is not None or (self.method is not None and self.method.section is not None)
+        return self.peft is not None or (self.method is not None and self.method.says_method)
 
     def chosen_method(self) -> MethodSpec:
         """The method, wherever it was written. Raises ClientError 400 where two places disagree."""
@@ -104,15 +148,21 @@ class JobRequest(Spec):
             return self.peft or LoraSpec()
         if self.peft and self.method.section is None and self.method.type == self.peft.type:
             return self.peft
-        where = "method.supervised.peft" if self.method.supervised else f"method.{self.method.type}"
+        where = f"method.{self.method.type}" if self.method.is_peft else f"method.{self.method.type}.peft"
         return _agreed(self.peft, self.method.spec(), "peft", where) or LoraSpec()
 
     def chosen_hyperparameters(self) -> HyperparametersRequest:
         """OpenAI's three knobs, from the old place or the new. Raises ClientError 400 where they disagree."""
         section = self.method and self.method.section
-        nested = section.hyperparameters if section else None
+        nested = section.knobs if section else None
         where = f"method.{self.method.type}.hyperparameters" if self.method else "method"
         return _agreed(self.hyperparameters, nested, "hyperparameters", where) or HyperparametersRequest()
+
+    def chosen_dpo(self) -> DPO | None:
+        """Of a job that is to learn from pairs."""
+        if self.method is None or self.method.type != "dpo":
+            return None
+        return (self.method.dpo or DPORequest()).spec
 
 
 def _agreed(first: T | None, second: T | None, where_first: str, where_second: str) -> T | None:

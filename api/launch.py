@@ -23,7 +23,7 @@ from sqlalchemy.exc import OperationalError
 
 from api import processes
 from api.processes import TURN_S, House
-from core.records import accounts
+from core.records import accounts, sessions
 from core.records.database import Database
 from core.settings import Settings
 
@@ -71,7 +71,7 @@ def up(settings: Settings, console: Console) -> None:
         try:
             start(house, settings, console)
             if await_ready(house, settings, console, requests):
-                say(console, welcome(settings, time.monotonic() - began_at))
+                say(console, welcome(settings, time.monotonic() - began_at, sign_in_link(settings)))
             while not requests.is_asked():
                 house.watch()
                 time.sleep(TURN_S)
@@ -207,7 +207,15 @@ def key_file(settings: Settings) -> Path:
     return settings.data_dir.resolve() / "admin.key"
 
 
-def welcome(settings: Settings, seconds: float) -> str:
+def sign_in_link(settings: Settings) -> str:
+    """Where a browser is signed in, once, within an hour. What follows the # stays in the browser: no log sees it."""
+    with contextlib.closing(Database(settings.database)) as database:
+        code = sessions.offer_code(database)
+    place = f"{settings.public_url or address(settings)}/admin"
+    return f"{place}/sign-in#{code}" if code else place
+
+
+def welcome(settings: Settings, seconds: float, link: str) -> str:
     """What a person wants to know once it is up."""
     key = f'"Authorization: Bearer $(cat {key_file(settings)})"'
     question = {"model": settings.default_base_model, "messages": [{"role": "user", "content": "Name a colour."}]}
@@ -216,6 +224,8 @@ def welcome(settings: Settings, seconds: float) -> str:
   key    {key_file(settings)}
   model  {settings.default_base_model}
   logs   {settings.data_dir.resolve() / "logs"}
+The dashboard, in your browser (this link signs in once, within an hour):
+  {link}
 Try it:
   curl {address(settings)}/v1/chat/completions -H {key} \\
     -H 'Content-Type: application/json' -d '{json.dumps(question)}'

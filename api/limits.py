@@ -32,16 +32,20 @@ class Allowance:
 
 
 class RateLimiter:
-    """Token buckets, one a project. The least lately used are forgotten, which only gives their owners a full one."""
+    """Token buckets, one a project. The least lately used are forgotten, which only gives their owners a full one.
 
-    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+    per_minute: or in whatever other window_s is given.
+    """
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic, *, window_s: float = 60) -> None:
         self.per_minute = per_minute
+        self._window_s = window_s
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # owner -> (tokens, when counted)
 
     def take(self, owner: str) -> Allowance:
         """Takes one request out of the owner's bucket, if one is there."""
-        pace = self.per_minute / 60  # tokens a second
+        pace = self.per_minute / self._window_s  # tokens a second
         now = self._clock()
         tokens, counted_at = self._buckets.pop(owner, (float(self.per_minute), now))
         tokens = min(self.per_minute, tokens + (now - counted_at) * pace)
@@ -56,3 +60,9 @@ class RateLimiter:
             reset_s=(self.per_minute - tokens) / pace,
             wait_s=0.0 if may_go else (1 - tokens) / pace,
         )
+
+    def give_back(self, owner: str) -> None:
+        """One request of the owner's is not to count."""
+        if owner in self._buckets:
+            tokens, counted_at = self._buckets[owner]
+            self._buckets[owner] = (min(self.per_minute, tokens + 1), counted_at)

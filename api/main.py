@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
 from api import errors, logs
+from api.admin import house as admin
+from api.admin.door import Page
 from api.edge import Edge, Metrics
 from api.engine_client import EngineClient
 from api.engine_directory import EngineDirectory
@@ -17,17 +19,24 @@ from api.limits import RateLimiter
 from api.queue import Queue
 from api.resources import Resources
 from api.routes import (
+    account,
+    adapter_versions,
     adapters,
     chat,
     classify,
     compare,
     completions,
     embeddings,
+    estimate,
     files,
     fine_tuning,
     health,
+    job_metrics,
+    job_moves,
+    job_stream,
     models,
     preview,
+    workers,
 )
 from core.blobs import open_store
 from core.records.database import Database
@@ -35,6 +44,7 @@ from core.records.sweeper import Sweeper
 from core.settings import Settings
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/metrics"})
+SIGN_INS, SIGN_IN_WINDOW_S = 10, 900.0  # attempts from one address that may fail within a while
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -53,9 +63,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.resources = resources
     app.router.route_class = Guarded
     of_models = (chat, completions, embeddings, classify, compare)
-    for routes in (health, files, fine_tuning, preview, models, adapters, *of_models):
+    of_jobs = (fine_tuning, job_moves, job_stream, job_metrics, estimate, preview)
+    for routes in (health, files, *of_jobs, models, adapter_versions, adapters, *of_models, workers, account):
         app.include_router(routes.router)
     app.add_middleware(Edge, metrics=resources.metrics)
+    for router in admin.ROUTERS:
+        app.include_router(router)
     errors.install(app)
     refuse_open_doors(app)
     return app
@@ -74,6 +87,7 @@ def open_resources(settings: Settings) -> Resources:
         queue=Queue(settings),
         engines=engines,
         limiter=RateLimiter(settings.requests_per_minute),
+        sign_ins=RateLimiter(SIGN_INS, window_s=SIGN_IN_WINDOW_S),
         metrics=metrics,
     )
 
@@ -82,7 +96,7 @@ def refuse_open_doors(app: FastAPI) -> None:
     """Raises ValueError for a route that asks for no key and is not one of PUBLIC."""
     for context in iter_route_contexts(app.routes):
         route = context.original_route
-        if not isinstance(route, Guarded) and getattr(route, "path", "") not in PUBLIC:
+        if not isinstance(route, Guarded | Page) and getattr(route, "path", "") not in PUBLIC:
             raise ValueError(f"{route} would answer without a key: give its router route_class=Guarded")
 
 

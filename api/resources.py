@@ -24,6 +24,7 @@ class Resources:
     queue: Queue
     engines: EngineClient
     limiter: RateLimiter
+    sign_ins: RateLimiter
     metrics: Metrics
 
     @property

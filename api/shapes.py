@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from core.records.accounts import Account
 from core.records.adapters import Model
 from core.records.pages import Page
+from core.records.queue import Place
 from core.records.tables import Adapter, Checkpoint, File, Job, JobEvent
 from core.specs.training import TrainSpec
 
@@ -23,6 +24,10 @@ CHECKPOINT_METRICS = (
     "valid_exact_match",
     "valid_accuracy",
     "valid_macro_f1",
+    "train_reward_margin",
+    "train_reward_accuracy",
+    "valid_reward_margin",
+    "valid_reward_accuracy",
 )
 # What OpenAI's client calls hyperparameters; all else of a TrainSpec but these and the method is `training`.
 _HYPERPARAMETERS = {"n_epochs", "batch_size", "learning_rate_multiplier"}
@@ -48,7 +53,7 @@ def file(row: File) -> Shape:
         "object": "file",
         "bytes": row.size_bytes,
         "created_at": int(row.created_at),
-        "expires_at": _whole(row.expires_at),
+        "expires_at": whole(row.expires_at),
         "filename": row.filename,
         "purpose": row.purpose,
         "status": row.status,
@@ -57,8 +62,11 @@ def file(row: File) -> Shape:
     }
 
 
-def job(row: Job, adapter_name: str | None) -> Shape:
-    """A fine_tuning.job object; "auto" has become the value in force. adapter_name: once it has succeeded."""
+def job(row: Job, adapter_name: str | None, place: Place | None = None) -> Shape:
+    """A fine_tuning.job object; "auto" has become the value in force. adapter_name: once it has succeeded.
+
+    place: while it waits.
+    """
     spec = TrainSpec.model_validate(row.spec)
     values = spec.model_dump(mode="json")
     hyperparameters = {name: values[name] for name in values if name in _HYPERPARAMETERS}
@@ -68,8 +76,8 @@ def job(row: Job, adapter_name: str | None) -> Shape:
         "created_at": int(row.created_at),
         "error": _job_error(row),
         "fine_tuned_model": adapter_name,
-        "started_at": _whole(row.started_at),
-        "finished_at": _whole(row.finished_at),
+        "started_at": whole(row.started_at),
+        "finished_at": whole(row.finished_at),
         "hyperparameters": hyperparameters,
         "model": row.base_model,
         "organization_id": row.organization_id,
@@ -91,7 +99,23 @@ def job(row: Job, adapter_name: str | None) -> Shape:
         "total_steps": row.total_steps,
         "attempt": row.attempt,
         "outcome": row.outcome,
+        "estimate": row.estimate,
+        "measured": row.measured,
         "continue_from": spec.continue_from,
+        "retry_of": row.retry_of,
+        "queue": None if place is None else {"position": place.position, "waits_s": round(place.waits_s, 1)},
+        "cancel_requested_at": whole(row.cancel_requested_at),
+        "pause_requested_at": whole(row.pause_requested_at),
+    }
+
+
+def resolved(spec: TrainSpec) -> Shape:
+    """A run's values, every "auto" resolved, under the names by which a job asks for them."""
+    values = spec.model_dump(mode="json")
+    return {
+        "hyperparameters": {name: values[name] for name in values if name in _HYPERPARAMETERS},
+        "peft": values["method"],
+        "training": {name: values[name] for name in values if name not in _HYPERPARAMETERS | _ELSEWHERE},
     }
 
 
@@ -113,6 +137,7 @@ def event(row: JobEvent) -> Shape:
         "type": row.type,
         "data": row.event_data or {},
         "kind": row.kind,
+        "step": row.step,
     }
 
 
@@ -157,6 +182,7 @@ def model(row: Model, account: Account) -> Shape:
         "peft_type": row.peft_type,
         "base_precision": row.base_precision,
         "adapter_id": row.adapter_id,
+        "version": row.version,
         "fine_tuning_job_id": row.job_id,
     }
 
@@ -167,6 +193,8 @@ def adapter(row: Adapter) -> Shape:
         "id": row.id,
         "object": "adapter",
         "name": row.name,
+        "family": row.family,
+        "version": row.version,
         "created_at": int(row.created_at),
         "base_model": row.base_model,
         "peft_type": row.peft_type,
@@ -210,5 +238,6 @@ def _estimated_finish(row: Job) -> int | None:
     return int(row.progress_at + step_s * (row.total_steps - row.step))
 
 
-def _whole(seconds: float | None) -> int | None:
+def whole(seconds: float | None) -> int | None:
+    """A time as OpenAI writes it."""
     return None if seconds is None else int(seconds)

@@ -114,7 +114,7 @@ def submit(client: OpenAI, base: str, file_id: str, method: str, epochs: int | s
         training_file=file_id,
         suffix=suffix_of(method),
         seed=7,
-        hyperparameters={"n_epochs": epochs},  # type: ignore[typeddict-item]  # "auto", or a number
+        hyperparameters={"n_epochs": epochs},  # type: ignore[arg-type]  # "auto", or a number
         extra_body={"peft": {"type": method}},
     )
 

@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from core.data.tokens import TokenRow
 from core.linear import Head
-from core.model import RoutedModel
+from core.model import RoutedModel, Rows
+from core.routing import Routing
 
 CHUNK = 256  # tokens; of a vocabulary of 49,152 that is 50 MB of fp32 logits
 
@@ -48,6 +51,14 @@ class NextTokenLoss:
     count: int  # learned tokens
     correct: int  # of them, how many were the likeliest
     margin: float = 0.0  # there is none: it belongs to pairs
+
+
+def assembled(model: RoutedModel, batch: Sequence[TokenRow], routing: Routing) -> tuple[Rows, Tensor]:
+    """The rows as the forward takes them, and which of their tokens are learned: [N] bool."""
+    rows = Rows.of(
+        [torch.from_numpy(row.ids) for row in batch], first_positions=routing.first_positions(), device=model.device
+    )
+    return rows, torch.from_numpy(np.concatenate([row.learned for row in batch])).to(model.device)
 
 
 def next_token_loss(

@@ -7,15 +7,19 @@ second model. A log-probability is the sum over a row's learned tokens. beta tim
 margin; a pair with a positive one is right. Knows no run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from core.data.batches import Corpus
+from core.data.pairs import PairRow
 from core.data.tokens import TokenRow
-from core.effects import Effect
+from core.effects import Effect, Ensemble, members_of
+from core.losses import assembled, token_losses
+from core.model import RoutedModel
+from core.routing import Routing
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +32,12 @@ class Pairs:
     def __post_init__(self) -> None:
         if len(self.chosen) != len(self.rejected):
             raise ValueError(f"{len(self.chosen)} chosen rows and {len(self.rejected)} rejected ones make no pairs")
+
+    @classmethod
+    def of(cls, rows: Iterable[PairRow]) -> "Pairs":
+        """Takes the pairs one by one, so that they need not be in memory as rows."""
+        both = Corpus.of(row for pair in rows for row in (pair.chosen, pair.rejected))
+        return cls(*(Corpus.of(both[place] for place in range(first, len(both), 2)) for first in (0, 1)))
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -55,7 +65,11 @@ class Preference:
     """What is to be compared with, and how strongly the adapter is held to it. reference None: the bare base."""
 
     beta: float
-    reference: Effect | None = None
+    reference: Effect | Ensemble | None = None
+
+    def references(self, count: int) -> tuple[Effect | None, ...]:
+        """What each of so many members of an ensemble is held to; of a single effect, count is 1."""
+        return (None,) * count if self.reference is None else members_of(self.reference)
 
     def loss(self, policy: Tensor, reference: Tensor) -> PreferenceLoss:
         """Of the rows' summed nats, chosen and rejected by turns: [2n] each; reference without gradients."""
@@ -71,3 +85,17 @@ def bare(row: TokenRow) -> TokenRow:
     """The row without its virtual tokens, as the bare base reads it; words of a template stay."""
     is_word = row.ids >= 0
     return TokenRow(row.line, row.ids[is_word], row.learned[is_word])
+
+
+@torch.no_grad()
+def nats_of(model: RoutedModel, rows: Sequence[TokenRow], effects: Sequence[Effect | None]) -> Tensor:
+    """What each row's learned tokens cost together, wearing its effect: [B] fp32, without gradients."""
+    routing = Routing.of_rows(effects)
+    with model.wearing(routing):
+        batch, learned = assembled(model, rows, routing)
+        return token_losses(model, model(batch), batch.ids, learned, batch.starts).of_rows(len(rows))
+
+
+def nats_of_references(model: RoutedModel, rows: Sequence[TokenRow], references: Sequence[Effect | None]) -> Tensor:
+    """As nats_of, of the rows as what they are held to reads them."""
+    return nats_of(model, [row if held else bare(row) for row, held in zip(rows, references, strict=True)], references)

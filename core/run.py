@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from core.data.batches import Corpus, order
-from core.effects import Effect
+from core.effects import Effect, Ensemble
 from core.methods import Method
 from core.optimisers import Group, in_force, load_state, optimiser_of, state_of
 from core.preferences import Pairs, Preference
@@ -26,7 +26,7 @@ class Run:
     """A job's trainable state. One step learns from spec.batch_size rows, or from what the epoch has left."""
 
     def __init__(
-        self, spec: TrainSpec, method: Method, corpus: Corpus | Pairs, *, reference: Effect | None = None
+        self, spec: TrainSpec, method: Method, corpus: Corpus | Pairs, *, reference: Effect | Ensemble | None = None
     ) -> None:
         """Takes the method as its own. reference: of a DPO run, what to be held to; None is the bare base model.
 
@@ -97,6 +97,11 @@ class Run:
     def learning_rate(self) -> float:
         """Of the next step."""
         return self.rate_factor * learning_rate(self.spec, self.step + 1, self.total_steps)
+
+    def forward_at_most(self, tokens: int) -> None:
+        """From now on no more tokens go forward at once. What a step learns stays the same."""
+        fewer = min(tokens, self.spec.tokens_per_batch)
+        self.spec = self.spec.model_copy(update={"tokens_per_batch": fewer})
 
     def next_rows(self) -> list[int]:
         """Which rows of the corpus the next step learns from."""

@@ -11,7 +11,10 @@ SHORT = 64  # learned tokens: an answer that may be asked for to the letter
 
 @dataclass(frozen=True)
 class Score:
-    """Learned tokens of some rows: the sum of their losses in nats, how many, and how many the model had right."""
+    """Learned tokens of some rows: the sum of their losses in nats, how many, and how many the model had right.
+
+    Of pairs, the same of pairs: right is one with a positive reward margin.
+    """
 
     total: float = 0.0
     count: int = 0
@@ -29,6 +32,11 @@ class Score:
     def accuracy(self) -> float:
         """Share of learned tokens that were the most likely ones."""
         return self.correct / self.count
+
+    @property
+    def reward_margin(self) -> float:
+        """Of pairs: the mean of their reward margins."""
+        return self.margin / self.count
 
     @property
     def exact_match(self) -> float | None:

@@ -88,6 +88,15 @@ class Settings(BaseSettings):
     max_unpacked_bytes: int = Field(8 << 30, ge=1 << 10, description="Of a gzip or Parquet upload, once unpacked.")
     max_body_bytes: int = Field(4 << 20, ge=1 << 10)
     requests_per_minute: int = Field(600, ge=1)
+    public_url: str = Field(
+        "",
+        pattern=r"^(https?://[^/\s]+)?$",
+        description="How browsers reach the dashboard, such as https://graft.example.com; default: any address.",
+    )
+    session_s: float = Field(
+        43_200.0, ge=60, description="A browser is signed in to the dashboard for at most so long."
+    )
+    session_idle_s: float = Field(7_200.0, ge=60, description="One that asks for nothing so long is signed out.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

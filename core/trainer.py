@@ -7,64 +7,29 @@ each turn, so that a run may join or leave it between turns, and to stop altoget
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from core.data.batches import Corpus, cuts, micro_batches
 from core.data.tokens import TokenRow
-from core.effects import Effect, members_of
-from core.losses import TokenLosses, token_losses
+from core.effects import Effect, Ensemble, members_of
+from core.happenings import Cramped, Event, Failed, Skipped, Step
+from core.losses import TokenLosses, assembled, token_losses
 from core.methods import Method
 from core.model import RoutedModel, Rows
-from core.preferences import bare
+from core.preferences import Pairs, Preference, nats_of, nats_of_references
 from core.routing import Routing, dropout_key
 from core.run import Run
 from core.score import Loss, Score
+from core.shortage import MOST_HALVINGS, is_lack_of_memory, smaller
 
-__all__ = ["Event", "Failed", "Run", "Score", "Skipped", "Step", "evaluate", "train"]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One optimiser step of one run, done. number counts from 1 up to of."""
-
-    run: Run
-    number: int
-    of: int
-    loss: float  # nats for each learned token; of DPO, for each pair
-    accuracy: float  # share of learned tokens that were the most likely ones; of DPO, of pairs with a positive margin
-    learning_rate: float
-    grad_norm: float  # before clipping
-    tokens: int  # learned and unlearned
-    seconds: float  # of the whole turn
-    reward_margin: float | None = None  # of DPO: the mean of its pairs
-
-
-@dataclass(frozen=True, eq=False)
-class Skipped:
-    """One step of one run whose loss or gradient was not finite: nothing was learned, the run goes on."""
-
-    run: Run
-    number: int
-    in_a_row: int
-
-
-@dataclass(frozen=True, eq=False)
-class Failed:
-    """One run's own end: it takes no further turn, the others go on."""
-
-    run: Run
-    error: Exception
-
-
-Event = Step | Skipped | Failed
+__all__ = ["Cramped", "Event", "Failed", "Run", "Score", "Skipped", "Step", "evaluate", "evaluate_pairs", "train"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +45,11 @@ class _Piece:
         return sum(len(row.ids) for row in self.rows)
 
     @property
+    def cost(self) -> int:
+        """Tokens that go forward for it: those of a pair twice, once as what it is held to reads them."""
+        return 2 * self.tokens if self.run.preference else self.tokens
+
+    @property
     def weight(self) -> int:
         """Its part of the denominator of its run's loss: learned tokens, or one for a pair."""
         return 1 if self.run.preference else sum(int(row.learned.sum()) for row in self.rows)
@@ -92,18 +62,25 @@ class _Worn:
     run: Run
     key: int  # of its dropout and noise
     row: TokenRow
-    effect: Effect | None
+    effect: Effect
+    reference: Effect | None  # of a row of a pair: what it is held to, the bare base if nothing
 
 
 def train(model: RoutedModel, runs: Sequence[Run]) -> Iterator[Event]:
     """Yields one event for each active run after every turn, until no run is active.
 
-    An error of the common forward, such as a lack of memory, is raised: it cannot be blamed on one run.
+    An error of the common forward is raised: it cannot be blamed on one run. So is a lack of memory where smaller
+    micro-batches were of no help: before that each run hears that it was Cramped.
     """
+    halvings = 0
     while active := [run for run in runs if run.is_active]:
         began = time.perf_counter()
         pieces = [_Piece(run, place, run.corpus.rows_of(place)) for run in active for place in run.next_rows()]
-        scores = _learn(model, pieces)
+        scores = _learned(model, pieces, can_shrink=halvings < MOST_HALVINGS)
+        if scores is None:
+            halvings += 1
+            yield from (Cramped(run, run.step, run.spec.tokens_per_batch) for run in active)
+            continue
         done = [_updated(run, sum(p.tokens for p in pieces if p.run is run), scores[run]) for run in active]
         seconds = time.perf_counter() - began
         yield from (replace(event, seconds=seconds) if isinstance(event, Step) else event for event in done)
@@ -121,10 +98,62 @@ def evaluate(model: RoutedModel, method: Method, corpus: Corpus, tokens_per_batc
         with torch.no_grad():
             routing = Routing.of_rows([member for _ in batch for member in members])
             with model.wearing(routing):
-                rows, learned = _assembled(model, [row for row in batch for _ in members], routing)
+                rows, learned = assembled(model, [row for row in batch for _ in members], routing)
                 losses = token_losses(model, model(rows), rows.ids, learned, rows.starts)
                 score = score.plus_rows(losses, len(rows))
         yield score
+
+
+def evaluate_pairs(
+    model: RoutedModel, method: Method, pairs: Pairs, preference: Preference, tokens_per_batch: int
+) -> Iterator[Score]:
+    """As evaluate, of pairs: nats for each, its reward margin, and whether that is positive."""
+    score = Score()
+    with torch.no_grad():
+        members = _members(method.effect(), preference)
+    remaining = iter(pairs)
+    for count in cuts([2 * sum(len(row.ids) for row in rows) for rows in pairs], tokens_per_batch // len(members)):
+        batch = [next(remaining) for _ in range(count)]
+        worn = [(row, member, held) for rows in batch for member, held in members for row in rows]
+        rows = [row for row, _, _ in worn]
+        references = nats_of_references(model, rows, [held for _, _, held in worn])
+        score = score.plus(preference.loss(nats_of(model, rows, [member for _, member, _ in worn]), references))
+        yield score
+
+
+def _learned(model: RoutedModel, pieces: Sequence[_Piece], *, can_shrink: bool) -> dict[Run, Score] | None:
+    """As _learn; None where memory was not enough and the runs of the turn have been given fewer tokens a forward.
+
+    No gradient is left of such a turn. Raises what _learn does.
+    """
+    try:
+        return _learn(model, pieces)
+    except (MemoryError, RuntimeError) as error:
+        if not (can_shrink and is_lack_of_memory(error) and _shrink(pieces)):
+            raise
+    # The error, which holds all that the turn had made, is gone by here.
+    for run in {piece.run for piece in pieces}:
+        run.optimiser.zero_grad()
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _shrink(pieces: Sequence[_Piece]) -> bool:
+    """Whether the micro-batches of these will be smaller: each run's tokens of a forward are cut, where it has more."""
+    remaining, runs = iter(pieces), {piece.run for piece in pieces}
+    counts = cuts([piece.cost for piece in pieces], _budget(runs))
+    tokens = smaller([[next(remaining).cost for _ in range(count)] for count in counts])
+    if tokens is None:
+        return False
+    for run in runs:
+        run.forward_at_most(tokens * run.spec.method.members)
+    return True
+
+
+def _budget(runs: Iterable[Run]) -> int:
+    """Tokens of one micro-batch, of each member of an ensemble."""
+    return min(run.spec.tokens_per_batch // run.spec.method.members for run in runs)
 
 
 def _learn(model: RoutedModel, pieces: Sequence[_Piece]) -> dict[Run, Score]:
@@ -132,8 +161,7 @@ def _learn(model: RoutedModel, pieces: Sequence[_Piece]) -> dict[Run, Score]:
     scores = {piece.run: Score() for piece in pieces}
     weights = {run: sum(p.weight for p in pieces if p.run is run) for run in scores}
     remaining = iter(pieces)
-    budget = min(run.spec.tokens_per_batch // run.spec.method.members for run in scores)
-    for count in cuts([piece.tokens for piece in pieces], budget):
+    for count in cuts([piece.cost for piece in pieces], _budget(scores)):
         for run, loss in _backward(model, [next(remaining) for _ in range(count)], weights):
             scores[run] = scores[run].plus(loss)
     return scores
@@ -144,10 +172,10 @@ def _backward(model: RoutedModel, pieces: Sequence[_Piece], weights: dict[Run, i
     effects = {run: effect for run in {p.run: None for p in pieces} if (effect := _guarded(run, run.method.effect))}
     # A row goes forward once for each member of an ensemble: each then has the gradient it would have by itself.
     worn = [
-        _Worn(p.run, dropout_key(p.run.spec.seed, p.run.step, p.place), row, member)
+        _Worn(p.run, dropout_key(p.run.spec.seed, p.run.step, p.place), row, member, reference)
         for p in pieces
         if p.run in effects
-        for member in members_of(effects[p.run])
+        for member, reference in _members(effects[p.run], p.run.preference)
         for row in p.rows
     ]
     if not worn:
@@ -156,29 +184,31 @@ def _backward(model: RoutedModel, pieces: Sequence[_Piece], weights: dict[Run, i
     noise = [w.run.spec.neftune_alpha or 0.0 for w in worn]
     routing = Routing.of_rows([w.effect for w in worn], dropout_keys=[w.key for w in worn], noise_alphas=noise)
     with model.wearing(routing):
-        rows, learned = _assembled(model, [w.row for w in worn], routing)
+        rows, learned = assembled(model, [w.row for w in worn], routing)
         losses = _losses(_Seen(model, model(rows), rows, learned), [w.run for w in worn], references)
         if losses:
             torch.stack([loss.total / weights[run] for run, loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
     return losses
 
 
-@torch.no_grad()
+def _members(effect: Effect | Ensemble, preference: Preference | None) -> list[tuple[Effect, Effect | None]]:
+    """What a run's rows wear, each with what it is held to."""
+    members = members_of(effect)
+    held = preference.references(len(members)) if preference else (None,) * len(members)
+    return list(zip(members, held, strict=True))
+
+
 def _references(model: RoutedModel, worn: Sequence[_Worn]) -> dict[Run, Tensor]:
     """Of each run that compares, what its rows [B] cost what it is held to, in nats.
 
     They are not kept for the next epoch: a row in other company differs in the last bits, and a run that was stopped
     would not know them.
     """
-    compared = [(w.run, w.run.preference, w.row) for w in worn if w.run.preference]
+    compared = [w for w in worn if w.run.preference]
     if not compared:
         return {}
-    routing = Routing.of_rows([preference.reference for _, preference, _ in compared])
-    plain = [row if preference.reference else bare(row) for _, preference, row in compared]
-    with model.wearing(routing):
-        rows, learned = _assembled(model, plain, routing)
-        nats = token_losses(model, model(rows), rows.ids, learned, rows.starts).of_rows(len(rows))
-    owners = [run for run, _, _ in compared]
+    nats = nats_of_references(model, [w.row for w in compared], [w.reference for w in compared])
+    owners = [w.run for w in compared]
     return {run: nats[[number for number, owner in enumerate(owners) if owner is run]] for run in {*owners}}
 
 
@@ -205,7 +235,9 @@ class _Seen:
         """
         try:
             return self.losses(0, len(self.rows)).between
-        except ValueError:
+        except Exception as error:
+            if is_lack_of_memory(error):
+                raise
             return self.losses
 
 
@@ -229,14 +261,6 @@ def _loss(run: Run, losses: Callable[[], TokenLosses], count: int, reference: Te
     return run.preference.loss(losses().of_rows(count), reference)
 
 
-def _assembled(model: RoutedModel, batch: Sequence[TokenRow], routing: Routing) -> tuple[Rows, Tensor]:
-    """The rows as the forward takes them, and which of their tokens are learned: [N] bool."""
-    rows = Rows.of(
-        [torch.from_numpy(row.ids) for row in batch], first_positions=routing.first_positions(), device=model.device
-    )
-    return rows, torch.from_numpy(np.concatenate([row.learned for row in batch])).to(model.device)
-
-
 def _updated(run: Run, tokens: int, score: Score) -> Event:
     """Steps one run, whose gradients are in place, by itself."""
     step = _guarded(run, lambda: _step(run, tokens, score))
@@ -253,7 +277,7 @@ def _step(run: Run, tokens: int, score: Score) -> Step | Skipped:
         return Skipped(run, run.step, run.skipped_in_a_row)
     run.trained_tokens += tokens
     step = Step(run, run.step, run.total_steps, score.loss, score.accuracy, rate, norm, tokens, seconds=0.0)
-    return replace(step, reward_margin=score.margin / score.count) if run.preference else step
+    return replace(step, reward_margin=score.reward_margin) if run.preference else step
 
 
 T = TypeVar("T")
@@ -265,8 +289,8 @@ def _guarded(run: Run, act: Callable[[], T]) -> T | None:
         return None
     try:
         return act()
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # all runs share the memory: it is nobody's own
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is this run's own, and Failed carries it out
-        run.error = error
+    except Exception as error:
+        if is_lack_of_memory(error):
+            raise  # all runs share the memory: it is nobody's own
+        run.error = error  # whatever it is, it is this run's own, and Failed carries it out
         return None

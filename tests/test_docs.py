@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from api.main import create_app
 from core.settings import Settings
 from core.specs.method import SPECS, AdaLoraSpec, LoraSpec
-from core.specs.training import HyperparametersRequest, TrainingRequest
+from core.specs.training import DPOHyperparametersRequest, HyperparametersRequest, TrainingRequest
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,7 +57,11 @@ def test_every_setting_is_documented():
 
 
 def test_every_knob_of_a_job_is_documented():
-    knobs = [name for spec in (*SPECS, HyperparametersRequest, TrainingRequest) for name in spec.model_fields]
+    knobs = [
+        name
+        for spec in (*SPECS, HyperparametersRequest, DPOHyperparametersRequest, TrainingRequest)
+        for name in spec.model_fields
+    ]
     assert documented("docs/api.md", knobs) == []
 
 
@@ -83,6 +87,28 @@ def test_every_link_between_pages_of_methods_leads_somewhere(page):
     links = re.findall(r"\]\(([^)#:]+)", (folder / page).read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (folder / link).exists()] == []
+
+
+def named_tests(page: str) -> set[str]:
+    return set(re.findall(r"`(test_\w+)`", page))
+
+
+def written_tests() -> set[str]:
+    texts = (path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    return {name for text in texts for name in re.findall(r"(?m)^def (test_\w+)\(", text)}
+
+
+def test_every_trap_of_training_has_a_row_whose_tests_exist():
+    page = (ROOT / "docs/training-traps.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (\d+) \|.*\|$", page)
+    assert [int(row) for row in rows] == list(range(1, 21))
+    for line in re.findall(r"(?m)^\| \d+ \|.*$", page):
+        assert named_tests(line), line
+    assert named_tests(page) - written_tests() == set()
+
+
+def test_a_test_that_is_not_there_is_found():
+    assert named_tests("| 1 | x | `test_nobody_wrote` |") - written_tests() == {"test_nobody_wrote"}
 
 
 def test_every_route_is_documented(tmp_path):

@@ -17,6 +17,7 @@ from core import checkpoint
 from core.adapter_files import read_zip
 from core.data.batches import Corpus
 from core.methods import METHODS
+from core.preferences import Pairs
 from core.run import Run
 from core.settings import Settings
 from core.specs.assignment import (
@@ -29,31 +30,20 @@ from core.specs.assignment import (
     SamplesReport,
     WarningReport,
 )
-from core.trainer import Event, Failed, Score, Skipped, Step, evaluate
+from core.trainer import Cramped, Event, Failed, Score, Skipped, Step
 from worker import due, failpoints
 from worker.export import details_of, export
 from worker.judging import Judge
-from worker.meters import Ranks, step_report
+from worker.meters import Pace, Ranks, memory_bytes, metrics_of, shortage_report, step_report
 from worker.opened import Opened
-from worker.quiz import Quiz
-from worker.reading import corpus_of, start_of
+from worker.reading import corpus_of, reference_of, start_of
+from worker.reasons import Diverged, Drained, UnusableMethodError
 from worker.shift import measured_shift
+from worker.validating import Validation
 from worker.wish import Wish
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
 SIGN_OF_LIFE_S = 10.0  # a long validation says so often that it is going on
-
-
-class Drained(Exception):
-    """Somebody asked this attempt to stop, and what it did is on disk."""
-
-
-class UnusableMethodError(ValueError):
-    """The base model cannot wear what the spec asks for. The message is for the customer."""
-
-
-class Diverged(Exception):
-    """Loss or gradients were not finite again after one roll-back. The message is for the customer."""
 
 
 class Attempt:
@@ -62,8 +52,8 @@ class Attempt:
     It raises Drained, Diverged, UnusableMethodError, UnusableFileError; anything else is a crash.
     """
 
-    corpus: Corpus
-    validation: Corpus | None
+    corpus: Corpus | Pairs
+    validation: Validation | None
     run: Run
 
     def __init__(self, assignment: Assignment, settings: Settings, say: Callable[[Report], None], drain: Wish) -> None:
@@ -71,7 +61,7 @@ class Attempt:
         self.say, self.drain = say, drain
         self.checkpoints = assignment.work_dir / "checkpoints"
         self.adapters = assignment.work_dir / "adapters"
-        self.ranks = Ranks()
+        self.ranks, self.pace = Ranks(), Pace()
         self.metrics: dict[str, float] = {}  # of the last step, and of the last validation
         self.saved_at = time.monotonic()
 
@@ -81,9 +71,8 @@ class Attempt:
         self.say(PhaseReport(phase="reading_data"))
         self.corpus = self._read(self.assignment.training_file, "training_file")
         file = self.assignment.validation_file
-        self.validation = None if file is None else self._read(file, "validation_file")
+        self.validation = None if file is None else Validation(self._read(file, "validation_file"), self.base)
         self.judge = Judge(self.spec)
-        self.quiz = None if self.validation is None else Quiz(self.validation, self.base)
 
     def begin(self) -> int | None:
         """Goes to where the job stands. FINISHED where nothing was left but to make its adapter; else train the run."""
@@ -97,6 +86,9 @@ class Attempt:
     def hear(self, event: Event) -> int | None:
         """Does what belongs to a turn of the run. FINISHED once that was its last and the adapter is made."""
         match event:
+            case Cramped():
+                self.say(shortage_report(event))
+                return None
             case Step():
                 self._report(event)
             case Skipped():
@@ -115,7 +107,7 @@ class Attempt:
         self._go_back("the adapter itself is not finite")
         return None
 
-    def _read(self, path: Path, param: str) -> Corpus:
+    def _read(self, path: Path, param: str) -> Corpus | Pairs:
         if self.drain.is_set():
             raise Drained
         context = self.base.facts.context
@@ -127,11 +119,14 @@ class Attempt:
         try:
             start = start_of(self.assignment.init_adapter)
             method = METHODS[self.spec.method.type](self.spec.method, self.facts, generator=generator, **start)
+            source = None
             if self.assignment.continue_from is not None:
-                method.continue_from(read_zip(self.assignment.continue_from))
+                source = read_zip(self.assignment.continue_from)
+                method.continue_from(source)
+            reference = reference_of(source, self.spec, self.model)
         except ValueError as error:
             raise UnusableMethodError(str(error)) from error
-        return Run(self.spec, method.to(self.base.device), self.corpus)
+        return Run(self.spec, method.to(self.base.device), self.corpus, reference=reference)
 
     def _resume(self) -> bool:
         """Loads the newest whole checkpoint. False: the work that belongs to its step is still to be done."""
@@ -158,7 +153,8 @@ class Attempt:
         self.metrics = dict(found.facts["metrics"])
 
     def _report(self, step: Step) -> None:
-        self.metrics |= {"train_loss": step.loss, "train_mean_token_accuracy": step.accuracy}
+        self.metrics |= metrics_of(step)
+        self.pace.note(step)
         self.say(step_report(step, self.ranks, self.base.device))
         self._reached(f"step:{step.number}")
 
@@ -206,9 +202,8 @@ class Attempt:
     def _validate(self) -> bool:
         """Scores the whole validation file and says the result; False, and nothing said, where it is not finite."""
         assert self.validation is not None
-        assert self.quiz is not None
         score, said_at = Score(), -math.inf
-        for so_far in evaluate(self.model, self.run.method, self.validation, self.spec.tokens_per_batch):
+        for so_far in self.validation.scores(self.model, self.run):
             score = so_far
             if time.monotonic() - said_at >= SIGN_OF_LIFE_S:
                 self.say(PhaseReport(phase="evaluating"))
@@ -217,12 +212,11 @@ class Attempt:
                 self._stop()
         if not math.isfinite(score.loss):
             return False
-        answered = self.quiz.ask(self.model, self.run)
-        self.metrics |= {"valid_loss": score.loss, "valid_mean_token_accuracy": score.accuracy}
-        self.metrics |= answered.metrics(score.exact_match)
+        metrics, samples = self.validation.found(self.model, self.run, score)
+        self.metrics |= metrics
         self.say(self.judge.hear(self.run, self.metrics))
-        if answered.samples:
-            self.say(SamplesReport(step=self.run.step, samples=answered.samples))
+        if samples:
+            self.say(SamplesReport(step=self.run.step, samples=samples))
         self._reached(f"validation:{self.run.step}")
         self.say(PhaseReport(phase="training"))
         return True
@@ -278,7 +272,7 @@ class Attempt:
         if served := self.judge.served():
             served.put_into(self.run.method)
             self.metrics = dict(served.metrics)
-        measured = measured_shift(self.run.method, self.corpus, self.base, self.model, self.assignment)
+        measured = measured_shift(self.run.method, self.corpus.chosen, self.base, self.model, self.assignment)
         adapter = self._export("final.zip", step=outcome.served_step, measured=measured)
         self._reached("finish")
         self.say(
@@ -289,6 +283,8 @@ class Attempt:
                 metrics=self.metrics,
                 details=details_of(self.run.method, self.base) | measured,
                 outcome=outcome,
+                memory_bytes=memory_bytes(self.base.device),
+                tokens_per_s=self.pace.tokens_per_s,
             )
         )
         return FINISHED

@@ -10,14 +10,16 @@ import secrets
 import structlog
 from celery import Celery
 from celery.signals import celeryd_after_setup, worker_shutdown, worker_shutting_down
+from kombu.exceptions import OperationalError
 
-from core.bell import TASK, Bell, celery_app
+from core.bell import QUEUE, TASK, Bell, celery_app
 from core.blobs import open_store
 from core.records import presences
 from core.records.database import Database
 from core.records.tables import new_id
 from core.settings import Settings
 from worker.presence import Pulse
+from worker.room import device_of
 from worker.seat import Seat
 from worker.training import Workshop
 
@@ -27,12 +29,14 @@ log = structlog.get_logger()
 class Station:
     """All that lives as long as the worker process: its database, its seat, its pulse."""
 
-    def __init__(self, settings: Settings, celery: Celery) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, celery: Celery, name: str) -> None:
+        """name: the worker's own among those that hear the bell."""
+        self._settings, self._celery, self._name = settings, celery, name
         self._db = Database(settings.database)
         self._id = new_id("trainer-")
         self._owner = f"{platform.node()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.seat = Seat(Workshop(settings, self._db, open_store(settings), Bell(celery).ring), self._owner)
+        self._device = device_of(settings)
         self._pulse = Pulse(self._say)
 
     def start(self) -> None:
@@ -49,8 +53,26 @@ class Station:
         self._db.close()
 
     def _say(self) -> None:
-        details = {"is_busy": self.seat.is_taken, "owner": self._owner, "pid": os.getpid()}
-        presences.beat(self._db, self._id, role="trainer", is_ready=True, details=details)
+        is_leaving = self.seat.is_closed
+        details = {
+            "is_leaving": is_leaving,
+            "is_busy": self.seat.is_taken,
+            "owner": self._owner,
+            "pid": os.getpid(),
+            "device": self._device,
+        }
+        is_to_drain = presences.beat(self._db, self._id, role="trainer", is_ready=not is_leaving, details=details)
+        if is_to_drain and not is_leaving:
+            self._drain()
+
+    def _drain(self) -> None:
+        """As an administrator asked: stay, idle. A bell heard here would be lost to the others, so hear none."""
+        log.info("worker.draining")
+        self.seat.close()
+        try:
+            self._celery.control.cancel_consumer(QUEUE, destination=[self._name])
+        except (OperationalError, OSError) as error:  # the bells that are lost to it are rung again
+            log.warning("broker.away", error=type(error).__name__)
 
 
 settings = Settings()
@@ -64,8 +86,8 @@ def run_job(job_id: object = None, *_: object, **__: object) -> None:
         station.seat.answer(job_id)
 
 
-def _begin(**_: object) -> None:
-    _stations.append(Station(settings, app))
+def _begin(sender: str = "", **_: object) -> None:
+    _stations.append(Station(settings, app, sender))
     _stations[0].start()
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from core.run import Run
 from core.settings import Settings
+from core.shortage import is_lack_of_memory
 from core.specs.assignment import (
     DRAINED,
     FINISHED,
@@ -29,7 +30,7 @@ from core.specs.assignment import (
 from core.trainer import Event, train
 from worker.attempt import Attempt
 from worker.opened import Opened
-from worker.outcome import code_of, is_lack_of_memory
+from worker.outcome import code_of
 from worker.wish import Wish
 
 

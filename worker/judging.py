@@ -16,7 +16,14 @@ from core.specs.assignment import Outcome, ValidationReport
 from core.specs.training import TrainSpec
 
 # Of a validation beside its loss: fields of its report, and names of a run's metrics.
-MEASURES = ("valid_mean_token_accuracy", "valid_exact_match", "valid_accuracy", "valid_macro_f1")
+MEASURES = (
+    "valid_mean_token_accuracy",
+    "valid_reward_margin",
+    "valid_reward_accuracy",
+    "valid_exact_match",
+    "valid_accuracy",
+    "valid_macro_f1",
+)
 PREFIX = "best."  # of its tensors' names among a checkpoint's
 
 

@@ -3,9 +3,8 @@
 import traceback
 from collections.abc import Callable
 
-import torch
-
 from core.base.catalogue import UnusableBaseModel
+from core.shortage import is_lack_of_memory
 from core.specs.assignment import (
     CRASHED,
     DRAINED,
@@ -15,8 +14,8 @@ from core.specs.assignment import (
     FailedReport,
     Report,
 )
-from worker.attempt import Diverged, Drained, UnusableMethodError
 from worker.reading import UnusableFileError
+from worker.reasons import Diverged, Drained, UnusableMethodError
 
 
 def code_of(act: Callable[[], int | None], assignment: Assignment, say: Callable[[Report], None]) -> int | None:
@@ -50,10 +49,3 @@ def _refusal(
             traceback.print_exception(error)  # names paths, which are the administrator's business alone
             message = f"the base model {assignment.base.id} cannot be opened on this machine"
             return FailedReport(code="base_model_unusable", message=message, param="model")
-
-
-def is_lack_of_memory(error: Exception) -> bool:
-    """Whether a smaller batch might have passed."""
-    # On a CPU torch raises a plain RuntimeError, told from others by its words alone.
-    is_refused_on_cpu = "DefaultCPUAllocator: can't allocate" in str(error)
-    return is_refused_on_cpu or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -22,7 +22,7 @@ from worker.workdir import WorkDir
 
 log = structlog.get_logger()
 
-FEWEST_TOKENS = 64  # of one forward: with fewer there is nothing left to halve
+FEWEST_TOKENS = 64  # as core/shortage.py has it, which needs torch
 OUT_OF_MEMORY = "out_of_memory"
 
 

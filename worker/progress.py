@@ -33,6 +33,15 @@ log = structlog.get_logger()
 WRITE_S = 1.0
 FENCE_AT = 0.75  # of the lease: without a heartbeat for so long, somebody else may be about to take the job
 JITTER = 0.2
+# What only some jobs measure: left out of the others' metrics.
+TRAIN_ONLY_SOME = ("train_reward_margin", "train_reward_accuracy")
+VALID_ONLY_SOME = (
+    "valid_reward_margin",
+    "valid_reward_accuracy",
+    "valid_exact_match",
+    "valid_accuracy",
+    "valid_macro_f1",
+)
 
 PHASES: dict[Phase, str] = {
     "loading_model": "Loading the base model",
@@ -47,8 +56,16 @@ class Verdict(enum.Enum):
     """Whether a run goes on."""
 
     GO_ON = enum.auto()
-    CANCEL = enum.auto()  # the customer asked
+    PAUSE = enum.auto()  # the customer asked: leave with a checkpoint
+    CANCEL = enum.auto()  # the customer asked: nothing is kept
     LOST = enum.auto()  # the lease is somebody else's, or may be: stop and write nothing
+
+
+VERDICTS = {
+    jobs.Asked.NOTHING: Verdict.GO_ON,
+    jobs.Asked.TO_PAUSE: Verdict.PAUSE,
+    jobs.Asked.TO_CANCEL: Verdict.CANCEL,
+}
 
 
 class Progress:
@@ -123,7 +140,7 @@ class Progress:
                 case SamplesReport():
                     self._events.append(samples_event(report))
                 case WarningReport():
-                    self._events.append(Event(report.code, report.message, level="warn", step=report.step))
+                    self._events.append(warning_event(report))
 
     def note(self, event: Event) -> None:
         """Note what the supervisor itself has to say; it is written within WRITE_S."""
@@ -151,7 +168,7 @@ class Progress:
     def _beat(self) -> None:
         said = self._last_step
         began_at = time.monotonic()  # the lease counts from the statement, not from its answer
-        is_cancelled = jobs.beat(
+        asked = jobs.beat(
             self._db,
             self._held,
             lease_s=self._lease_s,
@@ -161,8 +178,8 @@ class Progress:
             phase=self._phase,
         )
         self._renewed_at = began_at
-        if is_cancelled and self._verdict is Verdict.GO_ON:
-            self._verdict = Verdict.CANCEL
+        if self._verdict is not Verdict.LOST:
+            self._verdict = VERDICTS[asked]
 
     def _run(self) -> None:
         beat_at = time.monotonic() + self._interval_s()
@@ -216,9 +233,14 @@ def validation_event(report: ValidationReport, last: StepReport | None) -> Event
     for name in ("valid_loss", "valid_mean_token_accuracy"):
         metrics[name] = metrics[f"full_{name}"] = getattr(report, name)
     metrics["best_step"] = report.best_step
-    measured = {name: getattr(report, name) for name in ("valid_exact_match", "valid_accuracy", "valid_macro_f1")}
-    metrics |= {name: value for name, value in measured.items() if value is not None}
+    metrics |= _known(report, VALID_ONLY_SOME)
     return Event("validation", message, type="metrics", step=report.step, data=metrics)
+
+
+def warning_event(report: WarningReport) -> Event:
+    """What is not as asked. Later attempts read from it how many tokens memory bears (worker/preparing.py)."""
+    data = None if report.tokens_per_batch is None else {"tokens_per_batch": report.tokens_per_batch}
+    return Event(report.code, report.message, level="warn", step=report.step, data=data)
 
 
 def samples_event(report: SamplesReport) -> Event:
@@ -227,6 +249,12 @@ def samples_event(report: SamplesReport) -> Event:
     message = f"Step {report.step}: {right} of {len(report.samples)} samples answered as expected"
     data = {"samples": [sample.model_dump() for sample in report.samples]}
     return Event("samples", message, step=report.step, data=data)
+
+
+def _known(report: StepReport | ValidationReport | None, names: tuple[str, ...]) -> dict[str, float]:
+    """Of what not every job measures, what this one did."""
+    measured = {name: getattr(report, name) for name in names} if report else {}
+    return {name: value for name, value in measured.items() if value is not None}
 
 
 def _metrics(step: int, total_steps: int, said: StepReport | None) -> dict[str, Any]:
@@ -244,5 +272,6 @@ def _metrics(step: int, total_steps: int, said: StepReport | None) -> dict[str, 
         "grad_norm": said and said.grad_norm,
         "tokens_per_s": said and said.tokens_per_s,
         "gpu_mem_bytes": said and said.memory_bytes,
+        **_known(said, TRAIN_ONLY_SOME),
         **({"ranks": said.ranks} if said and said.ranks else {}),
     }

@@ -95,6 +95,7 @@ class Publisher:
                 trained_tokens=report.trained_tokens,
                 results=results,
                 outcome=report.outcome.model_dump() if report.outcome else None,
+                measured=_measured(report),
             )
             reached("succeeded", self._held.lease_epoch)
             return made
@@ -107,3 +108,10 @@ class Publisher:
         if blob != blob_of(path) or self._blobs.size(blob.sha256) != blob.size_bytes:
             raise CorruptBlob(f"{path.name} changed while it was stored")
         return blob
+
+
+def _measured(report: FinishedReport) -> dict[str, int | float | None] | None:
+    """What the trainer knows of it; None of one that does not say."""
+    if report.memory_bytes is None:
+        return None
+    return {"memory_bytes": report.memory_bytes, "tokens_per_s": report.tokens_per_s}

@@ -12,13 +12,18 @@ from transformers import PreTrainedTokenizerFast
 
 from core.adapter_files import read_zip
 from core.base.load import OpenBase, open_base
+from core.data.amounts import measure
 from core.data.batches import Corpus
 from core.data.faults import Fault
 from core.data.formats import check, read
-from core.data.tokens import TooLongError, encode_all, measure
-from core.effects import SoftPrompt
+from core.data.pairs import encode_pairs
+from core.data.tokens import TooLongError, encode_all
+from core.effects import Effect, Ensemble, SoftPrompt, members_of
+from core.model import RoutedModel
+from core.preferences import Pairs
 from core.settings import Settings
 from core.specs.assignment import Assignment
+from core.specs.dataset import misfit
 from core.specs.training import TrainSpec
 
 FAULTS_KEPT = 100
@@ -49,8 +54,10 @@ def base_of(assignment: Assignment, settings: Settings) -> OpenBase:
     return base
 
 
-def corpus_of(path: Path, tokenizer: PreTrainedTokenizerFast, spec: TrainSpec, *, context: int, param: str) -> Corpus:
-    """The file's rows as this base model sees them, in its method's template.
+def corpus_of(
+    path: Path, tokenizer: PreTrainedTokenizerFast, spec: TrainSpec, *, context: int, param: str
+) -> Corpus | Pairs:
+    """The file's rows as this base model sees them, in its method's template; of a DPO job, its pairs of rows.
 
     context: tokens the base model can attend to; a prefix takes its places of them.
 
@@ -61,9 +68,8 @@ def corpus_of(path: Path, tokenizer: PreTrainedTokenizerFast, spec: TrainSpec, *
     report = check(path)
     if report.n_faults:
         raise UnusableFileError(param, report.faults, report.n_faults)
-    if report.format == "preference":
-        message = "the file holds preference pairs, which no method here learns from yet"
-        raise UnusableFileError(param, [Fault(1, "", "unsupported_format", message)], 1)
+    if unfit := misfit(str(report.format), is_dpo=spec.dpo is not None):
+        raise UnusableFileError(param, [Fault(1, "", "unsupported_format", unfit)], 1)
     template = spec.method.row_template
     room = min(spec.max_seq_length, context - spec.method.prefix_length)
     found = measure(path, tokenizer, room, train_on=spec.train_on, template=template)
@@ -71,6 +77,8 @@ def corpus_of(path: Path, tokenizer: PreTrainedTokenizerFast, spec: TrainSpec, *
     if faults:
         faults.sort(key=lambda fault: fault.line)
         raise UnusableFileError(param, faults, len(found.faults) + found.n_too_long)
+    if spec.dpo is not None:
+        return Pairs.of(encode_pairs(read(path), tokenizer, max_tokens=room, template=template))
     rows = encode_all(read(path), tokenizer, train_on=spec.train_on, max_tokens=room, template=template)
     return Corpus.of(rows)
 
@@ -88,3 +96,16 @@ def start_of(path: Path | None) -> dict[str, SoftPrompt]:
     if not isinstance(effect, SoftPrompt):
         raise ValueError(f"init_adapter is a {type(effect).__name__}; a prompt is expected to start from")  # noqa: TRY004
     return {"start": effect}
+
+
+def reference_of(effect: Effect | Ensemble | None, spec: TrainSpec, model: RoutedModel) -> Effect | Ensemble | None:
+    """What a DPO run is held to: the adapter that it goes on from, or None, the bare base model.
+
+    Raises:
+        ValueError: the adapter is not of this base model.
+
+    """
+    if effect is None or spec.dpo is None:
+        return None
+    held = tuple(model.resident(member) for member in members_of(effect))
+    return Ensemble(held) if isinstance(effect, Ensemble) else held[0]

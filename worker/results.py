@@ -20,6 +20,10 @@ COLUMNS = {
     "valid_exact_match": "valid_exact_match",
     "valid_accuracy": "valid_accuracy",
     "valid_macro_f1": "valid_macro_f1",
+    "train_reward_margin": "train_reward_margin",
+    "train_reward_accuracy": "train_reward_accuracy",
+    "valid_reward_margin": "valid_reward_margin",
+    "valid_reward_accuracy": "valid_reward_accuracy",
 }
 
 

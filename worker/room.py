@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from core.settings import Settings
@@ -28,22 +29,35 @@ def that_fit(memory_bytes: int) -> int:
     return max(1, min(MOST, (memory_bytes - KEPT_BYTES) // JOB_BYTES))
 
 
+def device_of(settings: Settings) -> dict[str, str | int]:
+    """What a trainer here has for a job, all of it: core.specs.estimate.Device."""
+    on_gpu = None if settings.device == "cpu" else gpu_bytes("memory.total")
+    if on_gpu is not None:
+        return {"kind": "cuda", "memory_bytes": on_gpu}
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {"kind": "cpu", "memory_bytes": min(total, _allowed_bytes())}
+
+
 def host_bytes() -> int:
     """What of this machine's memory is to be had now, or as much as our control group allows."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if MEMINFO.exists():
         said = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         available = int(said["MemAvailable"].split()[0]) << 10
+    return min(available, _allowed_bytes())
+
+
+def _allowed_bytes() -> int:
     limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
-    return available if limit == "max" else min(available, int(limit))
+    return sys.maxsize if limit == "max" else int(limit)
 
 
-def gpu_bytes() -> int | None:
+def gpu_bytes(figure: str = "memory.free") -> int | None:
     """The free memory of the first GPU; None where there is none. Asked of its driver: torch stays in the trainer."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
-    ask = [tool, "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    ask = [tool, f"--query-gpu={figure}", "--format=csv,noheader,nounits"]
     done = subprocess.run(ask, capture_output=True, text=True, check=False, timeout=30)  # our own list
     lines = done.stdout.split()
     return int(lines[0]) << 20 if done.returncode == 0 and lines else None

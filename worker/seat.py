@@ -35,6 +35,11 @@ class Seat:
         self._looking = threading.Thread(target=self._look_about, name="poll", daemon=True)
 
     @property
+    def is_closed(self) -> bool:
+        """Whether no job is begun any more."""
+        return self._shop.closing.is_set()
+
+    @property
     def is_taken(self) -> bool:
         """Whether a job is being worked on."""
         return self._place.locked()

@@ -107,6 +107,8 @@ class Supervision:
                 self._let_go(attempt, Stop.LOST, grace_s=0)
             elif attempt.stop is None and verdict is Verdict.CANCEL:
                 self._let_go(attempt, Stop.CANCELLED, grace_s=CANCEL_GRACE_S)
+            elif attempt.stop is None and verdict is Verdict.PAUSE:
+                self._let_go(attempt, Stop.PAUSED, grace_s=self._settings.drain_s)
         if self._closing.is_set():
             self._stop_all(Stop.DRAINED, grace_s=self._settings.drain_s)
         elif time.monotonic() - self._heard_at > self._patience_s():
@@ -116,7 +118,8 @@ class Supervision:
 
     def _let_go(self, attempt: Attempt, stop: Stop, grace_s: float) -> None:
         attempt.stop = stop
-        if any(other.stop not in GONE for other in self._attempts.values()):
+        others = [other for other in self._attempts.values() if other is not attempt]
+        if any(other.stop not in GONE for other in others):
             log.info("job.let_go", job_id=attempt.job_id, pid=self._child.pid, why=stop.name.lower())
             self._child.leave(attempt.job_id)
         else:
@@ -126,7 +129,8 @@ class Supervision:
         going_on = [attempt for attempt in self._attempts.values() if attempt.stop is None]
         for attempt in going_on:
             attempt.stop = stop
-        if going_on:
+        # Those who were let go leave by themselves, unless they hang: then they too are stopped.
+        if going_on or self._kill_at is None:
             self._stop_child(stop, grace_s)
 
     def _stop_child(self, stop: Stop, grace_s: float) -> None:

@@ -69,6 +69,7 @@ class Stop(enum.Enum):
     """Why an attempt was stopped by us."""
 
     CANCELLED = enum.auto()
+    PAUSED = enum.auto()
     DRAINED = enum.auto()
     STALLED = enum.auto()
     LOST = enum.auto()
@@ -224,7 +225,7 @@ class Attempt:
             self._fail(self._failed)
         elif code == NOT_FINITE:
             self._fail(self._failed or DIVERGED)
-        elif self.stop is Stop.DRAINED:
+        elif self.stop in (Stop.DRAINED, Stop.PAUSED):
             self._drain()
         elif self.stop is Stop.STALLED:
             self._mourn("stalled", "The trainer made no progress for too long and was stopped.", tail())
@@ -232,8 +233,8 @@ class Attempt:
             self._mourn("trainer_died", f"The trainer ended unexpectedly (exit code {code}).", tail())
 
     def _drain(self) -> None:
-        self._end(lambda: jobs.drain(self._shop.db, self._held))
-        self._shop.ring(self.job_id)
+        if self._end(lambda: jobs.drain(self._shop.db, self._held)) == "queued":
+            self._shop.ring(self.job_id)
 
     def _succeed(self, finished: FinishedReport) -> None:
         succeed = self._publisher.adapter(finished)

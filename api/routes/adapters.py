@@ -4,10 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Annotated
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from api import errors, shapes
+from api.adapter_answers import shape_of, shapes_of
 from api.adapter_import import imported
 from api.deps import AccountDep, After, Id, ResourcesDep
 from api.guard import Guarded
@@ -15,6 +17,7 @@ from api.resources import Resources
 from core.records import adapters
 from core.records.accounts import Account
 from core.records.adapters import Model
+from core.records.tables import Adapter
 
 router = APIRouter(prefix="/v1/adapters", route_class=Guarded)
 
@@ -31,13 +34,14 @@ def list_adapters(
     """The project's adapters, newest first."""
     with resources.database.session() as session, errors.unknown_cursor():
         page = adapters.listed(session, account, after=after, limit=limit)
-    return shapes.listed(page, shapes.adapter)
+        return shapes_of(session, account, page)
 
 
 @router.post("/import", response_model=None)
 async def import_adapter(request: Request, account: AccountDep, resources: ResourcesDep) -> shapes.Shape:
     """Keeps an adapter that others made, once an engine of its base model has found nothing wrong with it."""
-    return shapes.adapter(await imported(request, account, resources))
+    adapter = await imported(request, account, resources)
+    return await run_sync(_shape, resources, account, adapter)
 
 
 @router.get("/{adapter:path}/download", response_model=None)
@@ -69,9 +73,25 @@ def retrieve(adapter: Id, account: AccountDep, resources: ResourcesDep) -> shape
     """One adapter, by id or by name."""
     with resources.database.session() as session:
         found = adapters.find(session, account, adapter)
-    if found is None:
-        raise errors.adapter_not_found(adapter)
-    return shapes.adapter(found)
+        if found is None:
+            raise errors.adapter_not_found(adapter)
+        return shape_of(session, account, found)
+
+
+@router.delete("/{adapter:path}", response_model=None)
+def delete(adapter: Id, account: AccountDep, resources: ResourcesDep) -> shapes.Shape:
+    """Nobody can call it from now on, and its job's checkpoints go with it. 409 while an alias means it."""
+    with resources.database.writing() as session, errors.aliased():
+        found = adapters.find(session, account, adapter)
+        if found is None:
+            raise errors.adapter_not_found(adapter)
+        adapters.delete(session, account, found.name)
+    return shapes.deleted(found.id, "adapter")
+
+
+def _shape(resources: Resources, account: Account, adapter: Adapter) -> shapes.Shape:
+    with resources.database.session() as session:
+        return shape_of(session, account, adapter)
 
 
 def _wearable(resources: Resources, account: Account, name: str) -> Model:

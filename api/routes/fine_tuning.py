@@ -10,16 +10,19 @@ from starlette.responses import JSONResponse
 
 from api import errors, idempotency, shapes
 from api.deps import AccountDep, After, OwnedJob, ResourcesDep
+from api.estimating import estimated, must_fit
 from api.guard import Guarded
 from api.idempotency import Write
-from api.job_plan import Plan, plan, refuse_long_rows
+from api.job_answers import ring, shape_of, shapes_of
+from api.job_plan import Plan, plan
 from api.job_request import JobRequest
 from api.resources import Resources
-from core.records import jobs, names
+from core.records import jobs
 from core.records.accounts import Account
 from core.records.pages import page
 from core.records.scope import of
 from core.records.tables import Idempotency, Job
+from core.specs.estimate import Estimate
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", route_class=Guarded)
 
@@ -34,10 +37,12 @@ async def create(request: Request, body: JobRequest, account: AccountDep, resour
     answered = await run_sync(_answered, resources, account, write)
     if answered is None:
         planned = await run_sync(plan, resources, account, body)
-        await refuse_long_rows(resources, planned)
-        job = await run_sync(_create, resources, account, body, planned, write)
+        foretold = await estimated(resources, planned)
+        if foretold is not None:
+            must_fit(foretold)
+        job = await run_sync(_create, resources, account, body, (planned, foretold), write)
         if isinstance(job, dict):
-            return JSONResponse(job, background=BackgroundTask(_ring, resources, job["id"]))
+            return JSONResponse(job, background=BackgroundTask(ring, resources, job["id"]))
         answered = job
     return JSONResponse(answered.body, answered.status, headers={"idempotency-replayed": "true"})
 
@@ -50,13 +55,14 @@ def list_jobs(
     found = _with_metadata(select(Job).where(*of(Job, account)), request)
     with resources.database.session() as session, errors.unknown_cursor():
         rows = page(session, found, [Job.created_at, Job.id], after=after, limit=limit)
-    return shapes.listed(rows, lambda job: _shape(job, account))
+        return shapes_of(session, account, rows)
 
 
 @router.get("/{job_id}", response_model=None)
-def retrieve(job: OwnedJob, account: AccountDep) -> shapes.Shape:
+def retrieve(job: OwnedJob, account: AccountDep, resources: ResourcesDep) -> shapes.Shape:
     """One job."""
-    return _shape(job, account)
+    with resources.database.session() as session:
+        return shape_of(session, account, job)
 
 
 @router.post("/{job_id}/cancel", response_model=None)
@@ -65,11 +71,11 @@ def cancel(job: OwnedJob, account: AccountDep, resources: ResourcesDep) -> shape
     try:
         with resources.database.writing() as session:
             cancelled = jobs.cancel(session, account, job.id)
+            if cancelled is None:
+                raise errors.job_not_found(job.id)
+            return shape_of(session, account, cancelled)
     except jobs.NotCancellable:
         raise errors.conflict("The job has ended: there is nothing to cancel.", code="job_not_cancellable") from None
-    if cancelled is None:
-        raise errors.job_not_found(job.id)
-    return _shape(cancelled, account)
 
 
 @router.get("/{job_id}/events", response_model=None)
@@ -95,20 +101,16 @@ def checkpoints(
     return shapes.listed(rows, shapes.checkpoint)
 
 
-def _shape(job: Job, account: Account) -> shapes.Shape:
-    name = names.model_name(job.base_model, account.organization_slug, job.suffix, job.id)
-    return shapes.job(job, name if job.state == "succeeded" else None)
-
-
 def _answered(resources: Resources, account: Account, write: Write) -> Idempotency | None:
     with resources.database.writing() as session:
         return write.answered(session, account)
 
 
 def _create(
-    resources: Resources, account: Account, body: JobRequest, planned: Plan, write: Write
+    resources: Resources, account: Account, body: JobRequest, settled: tuple[Plan, Estimate | None], write: Write
 ) -> shapes.Shape | Idempotency:
     """The new job's object, or the answer that the same write got meanwhile."""
+    planned, foretold = settled
     with resources.database.writing() as session:
         answered = write.answered(session, account)
         if answered is not None:
@@ -124,19 +126,13 @@ def _create(
                 suffix=body.suffix,
                 metadata=body.metadata,
                 max_attempts=resources.settings.max_attempts,
+                estimate=None if foretold is None else foretold.model_dump(mode="json"),
             )
         except LookupError:
             raise errors.bad_request("A file of this job was deleted just now.", code="file_not_found") from None
-        shape = _shape(job, account)
+        shape = shape_of(session, account, job)
         write.keep(session, account, shape)
         return shape
-
-
-def _ring(resources: Resources, job_id: str) -> None:
-    """Wakes a trainer, and spares the sweeper from doing so. A bell that does not sound is no error."""
-    if resources.queue.ring(job_id):
-        with resources.database.writing() as session:
-            jobs.mark_rung(session, job_id)
 
 
 def _with_metadata(found: Select[Job], request: Request) -> Select[Job]:

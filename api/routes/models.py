@@ -30,7 +30,7 @@ def delete(model: OwnedModel, account: AccountDep, resources: ResourcesDep) -> s
     """Nobody can call it from now on. A base model stays."""
     if model.adapter_id is None:
         raise errors.forbidden("A base model cannot be deleted.", param="model")
-    with resources.database.writing() as session:
+    with resources.database.writing() as session, errors.aliased():
         if not adapters.delete(session, account, model.name):
             raise errors.model_not_found(model.name)
     return shapes.deleted(model.name, "model")

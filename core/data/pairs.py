@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from core.data.tokens import TokenRow, encode_all
-from core.specs.dataset import ChatExample, PreferenceExample
+from core.data.tokens import TokenRow, conversations, encode_all
+from core.specs.dataset import Example
 from core.specs.template import Template
 
 
@@ -20,7 +20,7 @@ class PairRow:
 
 
 def encode_pairs(
-    examples: Iterable[tuple[int, PreferenceExample]],
+    examples: Iterable[tuple[int, Example]],
     tokenizer: PreTrainedTokenizerFast,
     *,
     max_tokens: int,
@@ -28,17 +28,13 @@ def encode_pairs(
 ) -> Iterator[PairRow]:
     """The pairs of (line, example) pairs, in order. Only the two answers and their ends are learned.
 
+    All examples must be preference pairs: of others two neighbours would be taken for one.
+
     Raises:
         TooLongError: either row has more than max_tokens.
         UnusableExampleError: the base model's chat template cannot write it.
 
     """
-    rows = encode_all(both(examples), tokenizer, train_on="last", max_tokens=max_tokens, template=template)
+    rows = encode_all(conversations(examples), tokenizer, train_on="last", max_tokens=max_tokens, template=template)
     for chosen in rows:
         yield PairRow(chosen.line, chosen, next(rows))
-
-
-def both(examples: Iterable[tuple[int, PreferenceExample]]) -> Iterator[tuple[int, ChatExample]]:
-    """Each pair's two conversations, one after the other, the preferred first."""
-    for line, example in examples:
-        yield from ((line, conversation) for conversation in example.meanings())

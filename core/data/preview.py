@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from core.data.doctor import Doctor
 from core.data.faults import Fault, Faults
 from core.data.formats import Reading
-from core.data.tokens import TokenRow, outcomes
+from core.data.tokens import TokenRow, conversations, outcomes
 from core.data.word_faults import WordFaults
-from core.specs.dataset import Example, PreferenceExample
+from core.specs.dataset import Example
 from core.specs.preview import NOT_LEARNED, Finding, Preview, PreviewRow, PreviewSpec, PreviewToken
 
 EXAMINED = 1000  # examples that are looked at; a job looks at all
@@ -71,9 +71,7 @@ class _Previewer:
             self._n_examined += 1
             self._doctor.look(line.number, line.value, line.format)
             self._doctor.warnings.add(*self._words.of_value(line.number, line.value))
-            example = line.example()
-            for one in example.meanings() if isinstance(example, PreferenceExample) else (example,):
-                yield line.number, one
+            yield from conversations([(line.number, line.example())])
 
     def _length_faults(self, row: TokenRow) -> Iterator[Fault]:
         n_tokens, room = len(row.ids), self._context - self._asked.prefix_length

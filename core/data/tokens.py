@@ -12,7 +12,6 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Literal, Protocol
 from weakref import WeakKeyDictionary
 
@@ -22,8 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from core.base.template import ChatTemplate, Segment, UnusableTemplateError
 from core.base.words import Words
-from core.data.faults import MAX_FAULTS_KEPT, Fault
-from core.data.formats import read
+from core.data.faults import Fault
 from core.specs.dataset import (
     ChatExample,
     ClassificationExample,
@@ -81,18 +79,6 @@ class TokenRow:
     label: str | None = None
 
 
-@dataclass(frozen=True)
-class Measure:
-    """What a whole file is to a base model. faults: other reasons why a line cannot be used, the first 100."""
-
-    tokens: int
-    learned_tokens: int
-    n_examples: int
-    too_long: tuple[tuple[int, int], ...]  # (line, tokens), the first 100
-    n_too_long: int
-    faults: tuple[Fault, ...]
-
-
 def encode(
     example: Example,
     tokenizer: PreTrainedTokenizerFast,
@@ -146,36 +132,11 @@ def encode_answer(answer: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return list(_writer(tokenizer).words.encode([answer], is_first=False)[0])
 
 
-def measure(
-    path: Path,
-    tokenizer: PreTrainedTokenizerFast,
-    max_tokens: int | None,
-    *,
-    train_on: TrainOn = "assistant",
-    template: Template | None = None,
-) -> Measure:
-    """Reads a checked file and counts, virtual tokens and anchors too. Holds a few rows at a time.
-
-    max_tokens None finds nothing too long.
-
-    Raises:
-        FaultyLineError: the file would not pass formats.check.
-
-    """
-    tokens = learned = count = n_too_long = 0
-    too_long: list[tuple[int, int]] = []
-    faults: list[Fault] = []
-    for row in outcomes(read(path), tokenizer, train_on, template):
-        count += 1
-        if isinstance(row, Fault):
-            faults += [row] if len(faults) < MAX_FAULTS_KEPT else []
-            continue
-        tokens += len(row.ids)
-        learned += int(row.learned.sum())
-        if max_tokens is not None and len(row.ids) > max_tokens:
-            n_too_long += 1
-            too_long += [(row.line, len(row.ids))] if len(too_long) < MAX_FAULTS_KEPT else []
-    return Measure(tokens, learned, count, tuple(too_long), n_too_long, tuple(faults))
+def conversations(examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, Example]]:
+    """A preference pair as its two conversations, one after the other, the preferred first; others as they are."""
+    for line, example in examples:
+        meant = example.meanings() if isinstance(example, PreferenceExample) else (example,)
+        yield from ((line, one) for one in meant)
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,12 @@ def create_key(
     name: str,
     environment: str,
     is_admin: bool = False,
-    expires_at: float | None = None,
+    expires_after_s: float | None = None,
 ) -> tuple[ApiKey, str]:
     """A further key of the account's project, and its text, which is shown this once."""
     text = keys.make(environment)
     key = _key_row(session, account.organization_id, account.project_id, text, name=name, is_admin=is_admin)
-    key.expires_at = expires_at
+    key.expires_at = None if expires_after_s is None else key.created_at + expires_after_s
     audit.note(session, account, "key.created", key.id)
     return key, text
 

@@ -8,7 +8,7 @@ from sqlalchemy import Select, or_, select
 from sqlalchemy.orm import Session
 
 from core.blobs import Blob
-from core.records import audit
+from core.records import aliases, audit
 from core.records.database import clock
 from core.records.names import model_name
 from core.records.pages import Page, page
@@ -19,13 +19,17 @@ from core.specs.method import BasePrecision
 MANY = 500  # contents asked after at once
 
 
+class Aliased(ValueError):
+    """An alias points to the adapter, so it is not deleted. The message names it, for the customer."""
+
+
 @dataclass(frozen=True)
 class Model:
     """What a model name means: a base model, and the adapter that it wears, if any.
 
     adapter_id: of an adapter or a checkpoint; sha256 and size_bytes: of its PEFT zip; created_at: None for a base.
     peft_type: of an adapter. base_precision: the base that it was trained on and is served on. members: how many rows
-    answer one request, by a vote; more than one for an ensemble.
+    answer one request, by a vote; more than one for an ensemble. version: FAMILY@vN, of an adapter with a suffix.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Model:
     peft_type: str | None = None
     base_precision: BasePrecision = "bf16"
     members: int = 1
+    version: str | None = None
 
 
 def register(
@@ -52,11 +57,14 @@ def register(
 ) -> Adapter:
     """Remember an adapter that no job of ours made; its blob is stored before. It can be called at once."""
     identifier = new_id("adapter-")
+    family, version = aliases.number(session, account.project_id, suffix)
     row = Adapter(
         id=identifier,
         organization_id=account.organization_id,
         project_id=account.project_id,
         name=model_name(base_model, account.organization_slug, suffix, identifier),
+        family=family,
+        version=version,
         base_model=base_model,
         peft_type=peft_type,
         blob_sha256=blob.sha256,
@@ -71,7 +79,7 @@ def register(
 
 
 def resolve(session: Session, account: Account, name: str, *, base_models: Container[str]) -> Model | None:
-    """What name means to the account: a base model's, then ft:…, then ft:…:ckpt-step-N, then an adapter's id.
+    """What name means to the account: a base model's, ft:…, ft:…:ckpt-step-N, FAMILY@vN, FAMILY@ALIAS, an adapter's id.
 
     base_models: their names, ID or ID@nf4.
     """
@@ -83,14 +91,15 @@ def resolve(session: Session, account: Account, name: str, *, base_models: Conta
     found = session.execute(_checkpoints(account).where(Checkpoint.model_name == name)).one_or_none()
     if found is not None:
         return _of_checkpoint(*found)
-    adapter = session.scalars(_adapters(account).where(Adapter.id == name)).one_or_none()
+    adapter = find(session, account, name)
     return None if adapter is None else of_adapter(adapter)
 
 
 def find(session: Session, account: Account, name_or_id: str) -> Adapter | None:
-    """The account's adapter by its name or id."""
+    """The account's adapter by its name, its id, its version or an alias."""
     either = or_(Adapter.name == name_or_id, Adapter.id == name_or_id)
-    return session.scalars(_adapters(account).where(either)).one_or_none()
+    found = session.scalars(_adapters(account).where(either)).one_or_none()
+    return found or aliases.resolve(session, account, name_or_id)
 
 
 def listed(session: Session, account: Account, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
@@ -108,10 +117,11 @@ def models(session: Session, account: Account) -> list[Model]:
 def delete(session: Session, account: Account, name: str) -> bool:
     """Nobody can call the model from now on. With an adapter go its job's checkpoints; a checkpoint goes alone.
 
-    False where the account has no such model.
+    False where the account has no such model. Raises Aliased: who calls it by an alias would suddenly find nothing.
     """
     adapter = find(session, account, name)
     if adapter is not None:
+        _must_be_free(session, account, adapter)
         adapter.deleted_at = clock(session)
         kept = select(Checkpoint).where(Checkpoint.job_id == adapter.job_id)
     else:
@@ -126,6 +136,12 @@ def delete(session: Session, account: Account, name: str) -> bool:
             row.state_sha256 = row.state_bytes = None
     audit.note(session, account, "model.deleted", name)
     return True
+
+
+def _must_be_free(session: Session, account: Account, adapter: Adapter) -> None:
+    if held := aliases.pointing_to(session, account, [adapter.id]).get(adapter.id):
+        names = ", ".join(f"{adapter.family}@{alias}" for alias in held)
+        raise Aliased(f"{names} means this adapter: move or remove the alias first")
 
 
 def deleted(session: Session, digests: Iterable[str]) -> list[str]:
@@ -163,6 +179,7 @@ def of_adapter(adapter: Adapter) -> Model:
         peft_type=adapter.peft_type,
         base_precision=_precision(adapter.details.get("base_precision")),
         members=int(adapter.details.get("members", 1)),
+        version=f"{adapter.family}@v{adapter.version}" if adapter.version else None,
     )
 
 

@@ -104,7 +104,8 @@ def _is_waiting() -> ColumnElement[bool]:
 
 def _is_orphaned() -> ColumnElement[bool]:
     is_over = and_(Job.state == "running", Job.lease_until < now_s())
-    return and_(is_over, Job.cancel_requested_at.is_(None), ~_is_poison(), Job.attempt < Job.max_attempts)
+    is_wanted = and_(Job.cancel_requested_at.is_(None), Job.pause_requested_at.is_(None))
+    return and_(is_over, is_wanted, ~_is_poison(), Job.attempt < Job.max_attempts)
 
 
 def _is_poison() -> ColumnElement[bool]:

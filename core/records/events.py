@@ -27,7 +27,7 @@ class Event:
 
 
 def append(session: Session, job_id: str, lease_epoch: int, events: Iterable[Event]) -> None:
-    """Write events in their order. The caller has made sure that this epoch may speak."""
+    """Write events in their order. The caller holds the job's row, and has made sure that this epoch may speak."""
     now = clock(session)
     rows = [
         {

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.blobs import Blob
+from core.records import aliases
 from core.records.database import Database, clock
 from core.records.events import Event, append
 from core.records.leases import CancelRequested, Claim, ended, fenced, held_job, move
@@ -66,10 +67,12 @@ def succeed(
     trained_tokens: int,
     results: Blob | None = None,
     outcome: Mapping[str, Any] | None = None,
+    measured: Mapping[str, Any] | None = None,
 ) -> Adapter:
     """T4. The job has succeeded: its adapter, its result file if given, the row and the event, all or nothing.
 
-    outcome: as core.specs.assignment.Outcome says, of the row.
+    outcome: as core.specs.assignment.Outcome says, of the row; measured: as core.specs.estimate.Measured, but for the
+    seconds, which are of the row.
     CancelRequested where the customer was faster: nothing is written then. Fenced as everywhere.
     """
     with fenced(db, held) as session:
@@ -82,11 +85,13 @@ def succeed(
         file = None if results is None else _result_file(job, results, now)
         session.add_all([row] if file is None else [row, file])
         session.flush()
+        took = {"seconds": now - (job.started_at or now), "adapter_bytes": adapter.size_bytes}
         progress = {
             "step": step,
             "trained_tokens": trained_tokens,
             "result_file_id": file.id if file else None,
             "outcome": None if outcome is None else dict(outcome),
+            "measured": None if measured is None else {**measured, **took},
         }
         event = Event("succeeded", f"The job has succeeded: {row.name}", step=step, data={"model": row.name})
         move(session, held, ended("succeeded", now) | progress, event)
@@ -94,11 +99,14 @@ def succeed(
 
 
 def _adapter_row(session: Session, job: Job, blob: Blob, now: float) -> Adapter:
+    family, version = aliases.number(session, job.project_id, job.suffix)
     return Adapter(
         id=new_id("adapter-"),
         organization_id=job.organization_id,
         project_id=job.project_id,
         name=_name_of(session, job),
+        family=family,
+        version=version,
         job_id=job.id,
         base_model=job.base_model,
         blob_sha256=blob.sha256,

@@ -17,6 +17,7 @@ from core.records.database import Database, clock
 from core.records.events import Event, append
 from core.records.finishing import record_checkpoint, succeed
 from core.records.leases import (
+    Asked,
     CancelRequested,
     Claim,
     Fenced,
@@ -30,18 +31,23 @@ from core.records.leases import (
     requeue,
 )
 from core.records.pages import Page, page
+from core.records.pausing import NotPausable, NotResumable, pause, resume
 from core.records.scope import Account, of
 from core.records.sweeper import mark_rung, sweep
 from core.records.tables import TERMINAL_STATES, Checkpoint, File, Job, JobEvent, new_id
 from core.specs.training import TrainSpec
 
 __all__ = [
+    "Asked",
     "CancelRequested",
     "Claim",
     "Event",
     "Fenced",
     "Kin",
     "NotCancellable",
+    "NotPausable",
+    "NotResumable",
+    "NotRetryable",
     "Work",
     "beat",
     "cancel",
@@ -52,13 +58,18 @@ __all__ = [
     "create",
     "drain",
     "events",
+    "events_behind",
     "fail",
     "find",
     "listed",
     "mark_rung",
+    "paces",
+    "pause",
     "record",
     "record_checkpoint",
     "requeue",
+    "resume",
+    "retry",
     "succeed",
     "sweep",
     "work_of",
@@ -67,6 +78,10 @@ __all__ = [
 
 class NotCancellable(ValueError):
     """The job has ended, so there is nothing to cancel."""
+
+
+class NotRetryable(ValueError):
+    """The job has not ended, so there is nothing to try again."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,7 @@ def create(
     metadata: Mapping[str, str] | None = None,
     max_attempts: int = 3,
     retry_of: str | None = None,
+    estimate: Mapping[str, Any] | None = None,
 ) -> Job:
     """T1. A queued job and its first event; the caller commits, then rings. LookupError names a missing file."""
     for file_id in filter(None, (training_file_id, validation_file_id)):
@@ -112,6 +128,7 @@ def create(
         validation_file_id=validation_file_id,
         max_attempts=max_attempts,
         retry_of=retry_of,
+        estimate=None if estimate is None else dict(estimate),
         run_after=now,
         created_at=now,
     )
@@ -119,6 +136,33 @@ def create(
     session.flush()
     append(session, job.id, 0, [Event("created", f"Created fine-tuning job {job.id}")])
     return job
+
+
+def retry(
+    session: Session, account: Account, of_job: Job, *, max_attempts: int, estimate: Mapping[str, Any] | None = None
+) -> Job:
+    """T1 for the same run once more: every value of the account's job, its seed too, so that it says of whom it is.
+
+    NotRetryable where the job has not ended. LookupError names a missing file.
+    """
+    if of_job.state not in TERMINAL_STATES:
+        raise NotRetryable(f"job {of_job.id} has not ended ({of_job.state}): there is nothing to try again")
+    again = create(
+        session,
+        account,
+        spec=TrainSpec.model_validate(of_job.spec),
+        request=of_job.request,
+        training_file_id=of_job.training_file_id,
+        validation_file_id=of_job.validation_file_id,
+        suffix=of_job.suffix,
+        metadata=of_job.job_metadata,
+        max_attempts=max_attempts,
+        retry_of=of_job.id,
+        estimate=estimate,
+    )
+    audit.note(session, account, "job.retried", of_job.id)
+    append(session, again.id, 0, [Event("retry", f"The same once more as {of_job.id}", data={"retry_of": of_job.id})])
+    return again
 
 
 def find(session: Session, account: Account, job_id: str) -> Job | None:
@@ -164,6 +208,14 @@ def events(
     return page(session, mine, [JobEvent.id], after=after, limit=limit)
 
 
+def events_behind(
+    session: Session, account: Account, job_id: str, number: int, *, limit: int = 100
+) -> Sequence[JobEvent]:
+    """What happened to the account's job behind the event of that number, oldest first."""
+    mine = select(JobEvent).join(Job, Job.id == JobEvent.job_id).where(Job.id == job_id, *of(Job, account))
+    return session.scalars(mine.where(JobEvent.id > number).order_by(JobEvent.id).limit(limit)).all()
+
+
 def checkpoints(
     session: Session, account: Account, job_id: str, *, after: str | None = None, limit: int = 10
 ) -> Page[Checkpoint]:
@@ -171,6 +223,16 @@ def checkpoints(
     mine = select(Checkpoint).join(Job, Job.id == Checkpoint.job_id).where(Job.id == job_id, *of(Job, account))
     usable = mine.where(Checkpoint.model_name.is_not(None))
     return page(session, usable, [Checkpoint.step, Checkpoint.id], after=after, limit=limit)
+
+
+def paces(session: Session, base_model: str, method: str, precision: str, *, newest: int) -> list[float]:
+    """Tokens a second of the newest jobs of this base, method and precision, whoever's: it is a machine's figure."""
+    done = select(Job.measured).where(Job.base_model == base_model, Job.state == "succeeded", Job.measured.is_not(None))
+    of_kind = done.where(
+        Job.spec["method"]["type"].as_string() == method, Job.spec["method"]["base_precision"].as_string() == precision
+    )
+    found = session.scalars(of_kind.order_by(Job.finished_at.desc()).limit(newest))
+    return [float(said["tokens_per_s"]) for said in found if said and said.get("tokens_per_s")]
 
 
 def work_of(db: Database, held: Claim) -> Work:

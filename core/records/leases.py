@@ -5,6 +5,7 @@ touches no row once a later claim has raised it: the writer is then Fenced, says
 more. Times are the database's. Each function is one transaction of its own.
 """
 
+import enum
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,14 @@ class Claim:
     is_alone: bool = False
 
 
+class Asked(enum.Enum):
+    """What the customer wants of a running job."""
+
+    NOTHING = enum.auto()
+    TO_PAUSE = enum.auto()
+    TO_CANCEL = enum.auto()
+
+
 class Fenced(Exception):
     """The job was claimed anew, or has ended: whoever held this claim must stop its trainer and write nothing."""
 
@@ -63,6 +72,9 @@ def fenced(db: Database, held: Claim) -> Iterator[Session]:
             yield session
     except Fenced:
         with db.writing() as session:
+            # Whoever writes events holds the job's row, so that they are seen in the order of their numbers: a reader
+            # who asks for what came after the last one that he saw misses none.
+            session.execute(select(Job.id).where(Job.id == held.job_id).with_for_update())
             message = f"A superseded attempt ({held.owner}) was turned away"
             append(session, held.job_id, held.lease_epoch, [Event("fenced", message, level="warn")])
         raise
@@ -93,11 +105,8 @@ def beat(
     total_steps: int | None = None,
     trained_tokens: int | None = None,
     phase: str | None = None,
-) -> bool:
-    """T3. Renew the lease and say how far the run is, in one statement; what is None stays as it was.
-
-    True: the customer asked to cancel. Fenced: stop.
-    """
+) -> Asked:
+    """T3. Renew the lease and say how far the run is, in one statement; what is None stays as it was. Fenced: stop."""
     said = {"step": step, "total_steps": total_steps, "trained_tokens": trained_tokens, "phase": phase}
     values: dict[str, Any] = {name: value for name, value in said.items() if value is not None}
     if step is not None:
@@ -105,10 +114,12 @@ def beat(
     statement = update(Job).where(*guard(held)).values(lease_until=now_s() + lease_s, **values)
     statement = statement.execution_options(synchronize_session=False)
     with fenced(db, held) as session:
-        row = session.execute(statement.returning(Job.cancel_requested_at)).one_or_none()
+        row = session.execute(statement.returning(Job.cancel_requested_at, Job.pause_requested_at)).one_or_none()
         if row is None:
             raise Fenced(held)
-    return row.cancel_requested_at is not None
+    if row.cancel_requested_at is not None:
+        return Asked.TO_CANCEL
+    return Asked.NOTHING if row.pause_requested_at is None else Asked.TO_PAUSE
 
 
 def record(db: Database, held: Claim, events: Sequence[Event]) -> None:
@@ -138,7 +149,8 @@ def requeue(
 ) -> str:
     """T5. Try again after retry_base_s * 2^(attempt - 1), at most 15 minutes, give or take a fifth.
 
-    Returns the state it came to: queued; failed with attempts_exhausted or poison; cancelled where that was asked for.
+    Returns the state it came to: queued; failed with attempts_exhausted or poison; cancelled or paused where that was
+    asked for.
     is_death: the trainer died of itself; False where it could not be helped (a store that is full, a network).
     """
     with fenced(db, held) as session:
@@ -157,14 +169,17 @@ def requeue(
 
 
 def drain(db: Database, held: Claim) -> str:
-    """T7. The worker has to go and its trainer has checkpointed: to the queue again, and this attempt does not count.
+    """T7. The trainer has checkpointed and left: to the queue again, and this attempt does not count.
 
-    Returns queued, or cancelled where that was asked for.
+    Returns queued, or cancelled or paused where that was asked for.
     """
     with fenced(db, held) as session:
         job = held_job(session, held)
         if job.cancel_requested_at is not None:
             verdict = cancelled(clock(session))
+        elif job.pause_requested_at is not None:
+            values, event = paused(job.step)
+            verdict = values | {"attempt": job.attempt - 1}, event
         else:
             counts = {"attempt": job.attempt - 1, "preemptions": job.preemptions + 1}
             event = Event("drained", f"The worker stopped at step {job.step}; the job goes on elsewhere", step=job.step)
@@ -185,13 +200,16 @@ Verdict = tuple[dict[str, Any], Event]  # what becomes of a row, and what is sai
 
 
 def end_of(job: Job, deaths: int, now: float, message: str) -> Verdict | None:
-    """How a job whose attempt has died must end, or None where it may be tried again."""
+    """How a job whose attempt has died must end or rest, or None where it may be tried again."""
     if job.cancel_requested_at is not None:
         return cancelled(now)
     if deaths >= POISON_DEATHS:
         code, said = "poison", f"{deaths} attempts in a row ended without one step done. The last one: {message}"
     elif job.attempt >= job.max_attempts:
         code, said = "attempts_exhausted", f"All {job.max_attempts} attempts ended early. The last one: {message}"
+    elif job.pause_requested_at is not None:
+        values, event = paused(job.step)
+        return values | {"barren_deaths": deaths}, event
     else:
         return None
     values = failed(now, code, said) | {"barren_deaths": deaths}
@@ -202,6 +220,12 @@ def queued(run_after: float) -> dict[str, Any]:
     """The columns of a job that waits again."""
     waiting = {"state": "queued", "phase": None, "lease_owner": None, "lease_until": None}
     return waiting | {"run_after": run_after, "rings": 0, "last_rung_at": None}
+
+
+def paused(step: int) -> Verdict:
+    """What becomes of a job that the customer lets rest: from its last checkpoint, at most at step, it may go on."""
+    resting = {"state": "paused", "phase": None, "lease_owner": None, "lease_until": None, "pause_requested_at": None}
+    return resting, Event("paused", f"The job rests at step {step}; resume it whenever you like", step=step)
 
 
 def ended(state: str, now: float) -> dict[str, Any]:

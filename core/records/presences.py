@@ -22,12 +22,16 @@ def beat(
     details: Mapping[str, Any],
     url: str | None = None,
     base_model: str | None = None,
-) -> None:
-    """Say that a process lives. presence_id: its own for as long as it lives, made with tables.new_id("engine-")."""
+) -> bool:
+    """Say that a process lives; whether it was asked to take no more work.
+
+    presence_id: its own for as long as it lives, made with tables.new_id("engine-").
+    """
     said = {"is_ready": is_ready, "details": dict(details), "url": url, "base_model": base_model, "beat_at": now_s()}
     with db.writing() as session:
         statement = insert_or(session, Presence).values(id=presence_id, role=role, started_at=now_s(), **said)
-        session.execute(statement.on_conflict_do_update(index_elements=[Presence.id], set_=said))
+        told = statement.on_conflict_do_update(index_elements=[Presence.id], set_=said)
+        return session.scalar(told.returning(Presence.drain_requested_at)) is not None
 
 
 def alive(session: Session, role: Role, *, stale_s: float = STALE_S) -> Sequence[Presence]:

@@ -117,7 +117,7 @@ def _takes_office(session: Session, owner: str, term_s: float) -> bool:
 
 
 def _end_the_dead(session: Session, owner: str) -> None:
-    """T6 and T9 for jobs whose lease is over and that no worker may take: cancelled, poison, attempts exhausted."""
+    """For jobs whose lease is over and that no worker may take: cancelled, paused, poison, attempts exhausted."""
     is_dead = and_(Job.state == "running", Job.lease_until < now_s(), ~claimable())
     dead = session.scalars(select(Job).where(is_dead).limit(BATCH).with_for_update(skip_locked=True)).all()
     for job in dead:

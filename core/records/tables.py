@@ -79,6 +79,29 @@ class ApiKey(Owned, Table):
     revoked_at: Mapped[float | None]
 
 
+class BrowserSession(Table):
+    """A browser that is signed in to the dashboard, as the bearer of a key: the hash of its cookie, never itself."""
+
+    __tablename__ = "sessions"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    token_sha256: Mapped[str] = mapped_column(SHA256, unique=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    created_at: Mapped[float]
+    seen_at: Mapped[float]
+    expires_at: Mapped[float]
+    closed_at: Mapped[float | None]
+
+
+class SignInCode(Table):
+    """What the terminal shows, so that a browser there may sign in once without the key being pasted."""
+
+    __tablename__ = "sign_in_codes"
+    code_sha256: Mapped[str] = mapped_column(SHA256, primary_key=True)
+    key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
+    expires_at: Mapped[float]
+    used_at: Mapped[float | None]
+
+
 class File(Owned, Table):
     """An uploaded file. status: uploaded, processed, error."""
 
@@ -123,6 +146,7 @@ class Job(Owned, Table):
     trained_tokens: Mapped[int | None]
     progress_at: Mapped[float | None]  # when the present attempt last moved step; null until it has
     cancel_requested_at: Mapped[float | None]
+    pause_requested_at: Mapped[float | None]  # of a running job: once it rests its state says so
     run_after: Mapped[float] = mapped_column(default=0.0)
     last_rung_at: Mapped[float | None]
     rings: Mapped[int] = mapped_column(Integer, default=0)
@@ -132,6 +156,8 @@ class Job(Owned, Table):
     error_details: Mapped[list[Any] | None]
     result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     outcome: Mapped[dict[str, Any] | None]  # core.specs.assignment.Outcome, once it has succeeded
+    estimate: Mapped[dict[str, Any] | None]  # core.specs.estimate.Estimate; null where nothing could be foretold
+    measured: Mapped[dict[str, Any] | None]  # core.specs.estimate.Measured, once it has succeeded
     retry_of: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[float]
     started_at: Mapped[float | None]
@@ -183,6 +209,8 @@ class Adapter(Owned, Table):
     __tablename__ = "adapters"
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     name: Mapped[str] = mapped_column(String(255), unique=True)  # ft:BASE:ORG:SUFFIX:ID
+    family: Mapped[str | None] = mapped_column(String(64))  # the SUFFIX; null where it is empty
+    version: Mapped[int | None]  # in its family, from 1, given once
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), unique=True)  # null of an import
     base_model: Mapped[str] = mapped_column(String(64))
     peft_type: Mapped[str] = mapped_column(String(32))
@@ -191,7 +219,22 @@ class Adapter(Owned, Table):
     details: Mapped[dict[str, Any]]  # origin, parameters, base precision, of an import its warnings
     created_at: Mapped[float]
     deleted_at: Mapped[float | None]
-    __table_args__ = (Index("adapters_by_project", "project_id", "created_at", "id"),)
+    __table_args__ = (
+        Index("adapters_by_project", "project_id", "created_at", "id"),
+        Index("adapters_by_version", "project_id", "family", "version", unique=True),
+    )
+
+
+class AdapterAlias(Owned, Table):
+    """A name within a family of adapters that points to one of them, and may be moved: FAMILY@ALIAS."""
+
+    __tablename__ = "adapter_aliases"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    family: Mapped[str] = mapped_column(String(64))
+    alias: Mapped[str] = mapped_column(String(32))
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    moved_at: Mapped[float]
+    __table_args__ = (UniqueConstraint("project_id", "family", "alias", name="one_alias_of_a_name"),)
 
 
 class Idempotency(Table):
@@ -252,3 +295,4 @@ class Presence(Table):
     details: Mapped[dict[str, Any]]
     started_at: Mapped[float]
     beat_at: Mapped[float]
+    drain_requested_at: Mapped[float | None]

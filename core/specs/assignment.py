@@ -71,7 +71,9 @@ class StepReport(Spec):
     total_steps: int
     epoch: float
     train_loss: float
-    train_mean_token_accuracy: float
+    train_mean_token_accuracy: float | None = Field(None, description="None of pairs.")
+    train_reward_margin: float | None = Field(None, description="Of pairs: the mean of this step's.")
+    train_reward_accuracy: float | None = Field(None, description="Of pairs: share with a positive reward margin.")
     learning_rate: float
     grad_norm: float
     tokens: int = Field(description="Learned and unlearned tokens of this step.")
@@ -88,7 +90,9 @@ class ValidationReport(Spec):
     step: int
     total_steps: int
     valid_loss: float
-    valid_mean_token_accuracy: float
+    valid_mean_token_accuracy: float | None = Field(None, description="None of pairs.")
+    valid_reward_margin: float | None = Field(None, description="Of pairs: the mean over the file.")
+    valid_reward_accuracy: float | None = Field(None, description="Of pairs: share with a positive reward margin.")
     valid_exact_match: float | None = Field(None, description="Share of rows with a short answer, right to the end.")
     valid_accuracy: float | None = Field(None, description="Where the answers are few: share of rows answered right.")
     valid_macro_f1: float | None = Field(None, description="Likewise: mean over the answers of their F1.")
@@ -144,18 +148,21 @@ class FinishedReport(Spec):
         description="For the registry: parameters, peft_type, base precision and quantisation."
     )
     outcome: Outcome | None = None
+    memory_bytes: int | None = Field(None, description="The most that was in use.")
+    tokens_per_s: float | None = Field(None, description="Of this attempt's steps; None where it made none.")
 
 
 class WarningReport(Spec):
     """All is not as asked, and the run goes on.
 
-    code: checkpoint_corrupt, step_skipped, rolled_back or optimizer_unpaged.
+    code: checkpoint_corrupt, step_skipped, rolled_back, out_of_memory or optimizer_unpaged.
     """
 
     kind: Literal["warning"] = "warning"
     code: str
     message: str
     step: int = Field(description="The step reached; 0 before the first.")
+    tokens_per_batch: int | None = Field(None, description="Of out_of_memory: what the run goes on with.")
 
 
 class FailedReport(Spec):

@@ -243,3 +243,18 @@ def _converse(roles: Sequence[Role], place: str) -> None:
         raise PydanticCustomError("last_turn", "the last turn must be the assistant's", {"at": at})
     if "user" not in roles:
         raise PydanticCustomError("no_user_turn", "a conversation needs at least one user's turn")
+
+
+def misfit(found: str, *, is_dpo: bool) -> str | None:
+    """Why a file of this format is nothing for such a job, and what to do; None where it fits."""
+    if is_dpo and found != "preference":
+        return (
+            f"dpo learns from preference pairs, and the file is of format {found}: give rows of input, "
+            "preferred_output and non_preferred_output, or leave the method type 'dpo' out"
+        )
+    if found == "preference" and not is_dpo:
+        return (
+            "the file holds preference pairs, from which only dpo learns: "
+            "ask for the method type 'dpo', or give conversations or prompts with their answers"
+        )
+    return None

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from core.specs.estimate import ScheduleSpec
 from core.specs.method import BasePrecision
 from core.specs.spec import Spec
 from core.specs.template import Template
@@ -149,11 +150,14 @@ class FrameError(Spec):
 class MeasureSpec(Spec):
     """POST /measure: how many tokens each example of a dataset has for this base model.
 
-    Answer: {"tokens": int, "learned_tokens": int, "context": int, "too_long": [{"line": int, "tokens": int}]} with the
-    first 100 lines that exceed max_tokens.
+    Answer: {"tokens": int, "learned_tokens": int, "n_examples": int, "context": int, "too_long": [{"line": int,
+    "tokens": int}], "shape": BaseShape, "largest": Largest} with the first 100 lines that exceed max_tokens; largest
+    is null without a schedule.
     """
 
     base_model: str
     file_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     max_tokens: int | None = None
     template: Template | None = Field(None, description="Virtual tokens and anchors count among a row's tokens.")
+    train_on: Literal["assistant", "last"] = "assistant"
+    schedule: ScheduleSpec | None = Field(None, description="Of a run, whose largest micro-batch is asked for.")

@@ -20,6 +20,8 @@ LEARNING_RATES = {
     "prompt_tuning": 2e-2,
     "p_tuning": 2e-3,
 }
+# Of those, what DPO takes (docs/methods/dpo.md).
+DPO_RATE_FACTOR = 0.2
 # What makes virtual tokens is shaken apart by a first step at the full rate.
 WARMUP_RATIOS = {"prefix_tuning": 0.1, "prompt_tuning": 0.1, "p_tuning": 0.1}
 
@@ -46,6 +48,22 @@ class HyperparametersRequest(Spec):
         return _within(
             {"n_epochs": (1, 50), "batch_size": (1, 256), "learning_rate_multiplier": (1e-3, 100.0)}, value, field
         )
+
+
+class DPOHyperparametersRequest(HyperparametersRequest):
+    """OpenAI's knobs of DPO."""
+
+    beta: Auto | float = Field("auto", description="How strongly the adapter is held to where it started.")
+
+    @field_validator("beta")
+    @classmethod
+    def _within_reach(cls, value: Auto | float, field: ValidationInfo) -> Auto | float:
+        return _within({"beta": (1e-3, 10.0)}, value, field)
+
+    @property
+    def knobs(self) -> HyperparametersRequest:
+        """Those that every job has."""
+        return HyperparametersRequest(**self.model_dump(exclude={"beta"}))
 
 
 class EarlyStopping(Spec):
@@ -131,6 +149,13 @@ class TrainSpec(Spec):
     init_adapter_sha256: str | None = Field(None, description="Of the zip that the method's init_adapter names.")
 
 
+# What a run takes as it was asked.
+AS_ASKED = (
+    *("weight_decay", "max_grad_norm", "neftune_alpha", "train_on"),
+    *("n_checkpoints", "eval_samples", "early_stopping", "serve"),
+)
+
+
 def resolve(
     *,
     base_model: str,
@@ -140,21 +165,17 @@ def resolve(
     training: TrainingRequest,
     seed: int,
     n_examples: int,
+    dpo: DPO | None = None,
 ) -> TrainSpec:
     """Every "auto" made a number. A pure function of its arguments, so that the API can echo what the trainer will do.
 
     context: tokens the base model can attend to, of which a prefix takes its own. n_examples: of the training file.
     """
-    batch = hyperparameters.batch_size
-    if batch == "auto":
-        batch = 8 if n_examples < SMALL_DATASET else 16
-    epochs = hyperparameters.n_epochs
-    if epochs == "auto":
-        # Small sets need more passes to be learned; beyond a few hundred optimiser steps more passes only overfit.
-        epochs = max(1, min(6, round(400 * batch / max(n_examples, 1))))
-        epochs = max(epochs, 3) if n_examples < SMALL_DATASET else max(1, epochs)
+    batch, epochs = _passes(hyperparameters, n_examples)
     multiplier = 1.0 if hyperparameters.learning_rate_multiplier == "auto" else hyperparameters.learning_rate_multiplier
-    rate = LEARNING_RATES[method.type] if training.learning_rate == "auto" else training.learning_rate
+    rate = LEARNING_RATES[method.type] * (DPO_RATE_FACTOR if dpo else 1)
+    if training.learning_rate != "auto":
+        rate = training.learning_rate
     optimizer = training.optimizer
     if optimizer == "auto":
         optimizer = "paged_adamw_32bit" if method.base_precision == "nf4" else "adamw"
@@ -171,16 +192,22 @@ def resolve(
         optimizer=optimizer,
         lr_scheduler=training.lr_scheduler,
         warmup_ratio=warmup,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        neftune_alpha=training.neftune_alpha,
         max_seq_length=length,
         tokens_per_batch=2048 if training.tokens_per_batch == "auto" else training.tokens_per_batch,
-        train_on=training.train_on,
         eval_steps=None if training.eval_steps == "auto" else training.eval_steps,
-        n_checkpoints=training.n_checkpoints,
-        eval_samples=training.eval_samples,
-        early_stopping=training.early_stopping,
-        serve=training.serve,
         seed=seed,
+        dpo=dpo,
+        **{name: getattr(training, name) for name in AS_ASKED},
     )
+
+
+def _passes(asked: HyperparametersRequest, n_examples: int) -> tuple[int, int]:
+    """Rows of one optimiser step, and passes over the data."""
+    batch = asked.batch_size
+    if batch == "auto":
+        batch = 8 if n_examples < SMALL_DATASET else 16
+    if asked.n_epochs != "auto":
+        return batch, asked.n_epochs
+    # Small sets need more passes to be learned; beyond a few hundred optimiser steps more passes only overfit.
+    epochs = max(1, min(6, round(400 * batch / max(n_examples, 1))))
+    return batch, max(epochs, 3) if n_examples < SMALL_DATASET else epochs

@@ -14,6 +14,11 @@ BASE = "smollm2-135m-instruct"
 LINE = (
     json.dumps({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}).encode() + b"\n"
 )
+PAIR = {
+    "input": {"messages": [{"role": "user", "content": "q"}]},
+    "preferred_output": [{"role": "assistant", "content": "a"}],
+    "non_preferred_output": [{"role": "assistant", "content": "b"}],
+}
 HELLO = [{"role": "user", "content": "hello"}]
 
 assert openai.__version__ == VERSION, openai.__version__
@@ -73,11 +78,19 @@ def jobs(file_id):
     assert (lenient.method.type, lenient.peft["r"]) == ("supervised", 8)
     old = create(model=BASE, training_file=file_id, hyperparameters={"n_epochs": 2})
     assert old.hyperparameters.n_epochs == 2
+    pairs = client.files.create(file=("p.jsonl", json.dumps(PAIR).encode() + b"\n"), purpose="fine-tune")
+    asked = {"n_epochs": 2, "beta": 0.2}
+    told = create(model=BASE, training_file=pairs.id, method={"type": "dpo", "dpo": {"hyperparameters": asked}}).method
+    assert (told.type, told.dpo.hyperparameters.n_epochs, told.dpo.hyperparameters.beta) == ("dpo", 2, 0.2)
     ids = [one.id for one in client.fine_tuning.jobs.list(limit=1)]
     assert {job.id, lenient.id, old.id, JOB} <= set(ids)
     assert len(ids) == len(set(ids))
     mine = client.fine_tuning.jobs.list(extra_query={"metadata[k]": VERSION})
     assert [one.id for one in mine] == [job.id]
+    assert client.fine_tuning.jobs.pause(job.id).status == "paused"
+    assert client.fine_tuning.jobs.resume(job.id).status == "queued"
+    idle = refusal(openai.ConflictError, lambda: client.fine_tuning.jobs.resume(job.id))
+    assert (idle.code, idle.type) == ("job_not_resumable", "conflict_error")
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     again = refusal(openai.ConflictError, lambda: client.fine_tuning.jobs.cancel(job.id))
     assert (again.code, again.type) == ("job_not_cancellable", "conflict_error")

@@ -59,6 +59,7 @@ class FakeEngine:
     requests: list[GenerateSpec] = field(default_factory=list)
     measures: list[MeasureSpec] = field(default_factory=list)
     too_long: list[dict] = field(default_factory=list)
+    measured: dict = field(default_factory=dict)  # what it says of a dataset beside its tokens
     previews: list[PreviewSpec] = field(default_factory=list)
     previewed: tuple[int, dict] | None = None  # status and body of the next previews, if not the usual answer
     inspections: list[InspectSpec] = field(default_factory=list)
@@ -146,7 +147,8 @@ class FakeEngine:
     async def measure(self, request: Request):
         spec = MeasureSpec.model_validate_json(await request.body())
         self.measures.append(spec)
-        return JSONResponse({"tokens": 10, "learned_tokens": 5, "context": self.context, "too_long": self.too_long})
+        counted = {"tokens": 10, "learned_tokens": 5, "context": self.context, "too_long": self.too_long}
+        return JSONResponse(counted | self.measured)
 
     async def preview(self, request: Request):
         """One row of three tokens, whatever is asked, or what previewed says."""

@@ -38,14 +38,15 @@ def raw(service, request: bytes) -> tuple[int, bytes]:
 
 
 def test_every_route_that_is_not_public_wants_a_key(service, settings):
-    doors = routes(create_app(settings))
+    # The dashboard's doors are tried in tests/admin/test_admin_sign_in.py.
+    doors = [door for door in routes(create_app(settings)) if not door[1].startswith("/admin")]
     assert ("POST", "/v1/chat/completions") in doors
     assert ("GET", "/v1/adapters/x/download") in doors
-    assert {path for _, path in doors if not path.startswith("/v1/")} == PUBLIC
+    assert {path for _, path in doors if not path.startswith(("/v1/", "/admin"))} == PUBLIC
     unknown = client(service.url, "graft_local_nobody")
     unknown.headers.pop("authorization")
     for method, path in doors:
-        if path in PUBLIC:
+        if path in PUBLIC or path.startswith("/admin"):
             continue
         for headers in (
             {},
@@ -60,6 +61,26 @@ def test_every_route_that_is_not_public_wants_a_key(service, settings):
             assert answer.status_code == 401, (method, path, headers)
             error = answer.json()["error"]
             assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+
+
+PORCHES = {
+    ("GET", "/admin/sign-in"),
+    ("POST", "/admin/sign-in"),
+    ("POST", "/admin/preferences"),
+    ("GET", "/admin/static/x"),
+}
+
+
+def test_every_page_but_the_sign_in_leads_a_stranger_to_it(service, settings):
+    pages = [door for door in routes(create_app(settings)) if door[1].startswith("/admin")]
+    stranger = client(service.url, "graft_local_nobody")
+    led = set()
+    for method, path in pages:
+        answer = stranger.request(method, path, follow_redirects=False)
+        if answer.status_code == 303 and answer.headers["location"].startswith("/admin/sign-in?next="):
+            led.add((method, path))
+    assert ("GET", "/admin/keys") in led
+    assert set(pages) - led == PORCHES
 
 
 def test_an_open_door_keeps_the_front_end_from_starting(settings):

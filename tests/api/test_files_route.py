@@ -97,7 +97,7 @@ def test_tables_and_archives_are_taken_by_their_content_whatever_they_are_called
     parquet.write_table(pa.table({"text": ["lost", "late"], "label": ["a", "b"]}), content)
     for body, container in (
         (b"text,label\nlost,a\nlate,b\n", "csv"),
-        (gzip.compress(b"text,label\nlost,a\nlate,b\n"), "csv"),
+        (gzip.compress(b"text,label\nlost,a\nlate,b\n", mtime=0), "csv"),
         (content.getvalue(), "parquet"),
     ):
         validation = service.upload(body).json()["validation"]

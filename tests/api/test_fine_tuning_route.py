@@ -30,6 +30,8 @@ def test_a_job_is_made_with_every_value_in_force(service):
     assert job.pop("id").startswith("ftjob-")
     assert abs(job.pop("created_at") - time.time()) < 5
     hyperparameters = {"n_epochs": 6, "batch_size": 8, "learning_rate_multiplier": 1.0}
+    queue = job.pop("queue")
+    assert (queue["position"], abs(queue["waits_s"]) < 5) == (1, True)
     assert job == {
         "object": "fine_tuning.job",
         "error": None,
@@ -86,7 +88,12 @@ def test_a_job_is_made_with_every_value_in_force(service):
         "total_steps": None,
         "attempt": 0,
         "outcome": None,
+        "estimate": None,
+        "measured": None,
         "continue_from": None,
+        "retry_of": None,
+        "cancel_requested_at": None,
+        "pause_requested_at": None,
     }
 
 
@@ -134,7 +141,8 @@ BAD_FIELDS = [
         "method.supervised.hyperparameters.learning_rate_multiplier",
         "invalid_value",
     ),
-    ({"method": {"type": "dpo"}}, "method.type", "invalid_value"),
+    ({"method": {"type": "magic"}}, "method.type", "invalid_value"),
+    ({"method": {"type": "dpo"}}, "training_file", "unsupported_format"),
     ({"method": {"supervised": {}}}, "method.type", "missing_required_parameter"),
     ({"method": {"type": "supervised", "lora": {"r": 4}}}, "method", "invalid_value"),
     ({"peft": {"type": "magic"}}, "peft.type", "invalid_value"),
@@ -213,7 +221,7 @@ def test_a_running_job_is_asked_to_stop(service):
     held = jobs.claim(service.database, owner="test", lease_s=60, job_id=job_id)
     answer = service.http.post(f"/v1/fine_tuning/jobs/{job_id}/cancel").json()
     assert answer["status"] == "running"
-    assert jobs.beat(service.database, held, lease_s=60) is True
+    assert jobs.beat(service.database, held, lease_s=60) is jobs.Asked.TO_CANCEL
     jobs.confirm_cancelled(service.database, held)
     assert service.http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["status"] == "cancelled"
 

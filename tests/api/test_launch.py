@@ -120,7 +120,7 @@ def test_the_front_end_is_reached_where_this_machine_reaches_it(host, address):
 
 
 def test_the_welcome_can_be_pasted_into_a_shell(tmp_path):
-    text = launch.welcome(Settings(data_dir=tmp_path), 3.0)
+    text = launch.welcome(Settings(data_dir=tmp_path), 3.0, "http://127.0.0.1:8000/admin")
     question = text[text.index("-d '") + 4 : text.rindex("'")]
     assert json.loads(question)["model"] == "smollm2-135m-instruct"
     assert f"cat {tmp_path / 'admin.key'}" in text

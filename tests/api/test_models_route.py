@@ -36,6 +36,7 @@ def test_bases_adapters_and_checkpoints_are_models(service, made):
         "peft_type": "LORA",
         "base_precision": "bf16",
         "adapter_id": adapter["id"],
+        "version": "support@v1",
         "fine_tuning_job_id": job["id"],
     }
 

@@ -5,6 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from serving import BASE, running
 
+from core.blobs import open_store
+from core.records import jobs
+
 
 @pytest.fixture
 def service(service_on_postgres):
@@ -54,3 +57,17 @@ def test_a_finished_adapter_is_asked_and_deleted(service):
     assert service.http.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"][0]["kind"] == "succeeded"
     assert service.http.delete(f"/v1/models/{job['fine_tuned_model']}").status_code == 200
     assert service.http.post("/v1/chat/completions", json=ask).status_code == 404
+
+
+def test_the_pace_of_a_kind_of_job_is_that_of_its_own_kind(service):
+    for method, pace in (("lora", 100.0), ("lora", 300.0), ("prompt_tuning", 7.0)):
+        job_id = service.job(peft={"type": method}).json()["id"]
+        held = jobs.claim(service.database, owner="test", lease_s=60, job_id=job_id)
+        took = {"memory_bytes": 1, "tokens_per_s": pace}
+        blob = open_store(service.settings).put_bytes(b"zip")
+        told = {"peft_type": "LORA", "details": {}, "step": 1, "trained_tokens": 1, "measured": took}
+        jobs.succeed(service.database, held, adapter=blob, **told)
+    with service.database.session() as session:
+        assert jobs.paces(session, BASE, "lora", "bf16", newest=9) == [300.0, 100.0]
+        assert jobs.paces(session, BASE, "lora", "bf16", newest=1) == [300.0]
+        assert jobs.paces(session, BASE, "lora", "nf4", newest=9) == []

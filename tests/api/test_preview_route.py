@@ -110,12 +110,7 @@ def test_what_an_engine_refuses_is_told_and_what_is_no_answer_is_not(service, en
 
 
 @pytest.mark.usefixtures("engine")
-def test_preference_pairs_are_shown_but_no_job_learns_from_them_yet(service):
+def test_preference_pairs_are_shown(service):
     file = service.upload(json.dumps(PAIR)).json()
     assert file["validation"]["format"] == "preference"
     assert ask(service, training_file=file["id"]).status_code == 200
-    for fields in ({"training_file": file["id"]}, {"validation_file": file["id"]}):
-        error = error_of(service.job(**fields))
-        assert (error["param"], error["code"]) == (next(iter(fields)), "unsupported_format")
-        assert "preference pairs" in error["message"]
-    assert service.http.get("/v1/fine_tuning/jobs").json()["data"] == []

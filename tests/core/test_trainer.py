@@ -165,7 +165,8 @@ def test_a_lack_of_memory_is_nobodys_own(llama):
 
     run.method.effect = exhausted
     with pytest.raises(torch.OutOfMemoryError):
-        next(train(llama, [run]))
+        list(train(llama, [run]))
+    assert run.error is None
 
 
 def test_runs_join_and_leave_between_turns(llama):

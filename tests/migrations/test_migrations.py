@@ -98,3 +98,22 @@ def test_alembic_by_hand_reaches_the_same_database(empty_database_url):
     database = Database(empty_database_url)
     assert differences(database) == []
     database.close()
+
+
+def test_adapters_that_are_there_are_numbered_by_age_in_their_project_and_suffix(database):
+    database.migrate("0005_pause")
+    rows = [("a", "p", "bot", 3), ("b", "p", "bot", 1), ("c", "q", "bot", 2), ("d", "p", "", 4), ("e", "p", "tax", 5)]
+    with database.engine.begin() as connection:
+        connection.execute(text("INSERT INTO organizations VALUES ('o', 'o', 'O', 1.0)"))
+        for project in "pq":
+            connection.execute(text("INSERT INTO projects VALUES (:p, 'o', 'P', 1.0)"), {"p": project})
+        for name, project, suffix, age in rows:
+            columns = "id, name, base_model, peft_type, blob_sha256, size_bytes, details, created_at, organization_id"
+            values = "(:id, :name, 'tiny', 'LORA', 'x', 1, '{}', :age, 'o', :project)"
+            given = {"id": name, "name": f"ft:tiny:o:{suffix}:{name}", "age": float(age), "project": project}
+            connection.execute(text(f"INSERT INTO adapters ({columns}, project_id) VALUES {values}"), given)
+    database.migrate()
+    with database.engine.connect() as connection:
+        found = connection.execute(text("SELECT id, family, version FROM adapters ORDER BY id")).all()
+    numbers = [("a", "bot", 2), ("b", "bot", 1), ("c", "bot", 1), ("d", None, None), ("e", "tax", 1)]
+    assert [tuple(row) for row in found] == numbers

@@ -116,6 +116,14 @@ class JobBench:
         with self.db.writing() as session:
             jobs.cancel(session, self.account, job_id)
 
+    def pause(self, job_id):
+        with self.db.writing() as session:
+            jobs.pause(session, self.account, job_id)
+
+    def resume(self, job_id):
+        with self.db.writing() as session:
+            jobs.resume(session, self.account, job_id)
+
     def rows(self, table, job_id):
         with self.db.session() as session:
             return session.scalars(select(table).where(table.job_id == job_id).order_by(table.id)).all()

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load
 from tiny_job import STEPS, Killed, make_assignment, members, numbers, of_kind
 
+from core import trainer
 from core.methods import METHODS, Lora
 from core.settings import Settings
 from core.specs.assignment import (
@@ -24,9 +25,11 @@ from core.specs.assignment import (
     PhaseReport,
     Said,
     StepReport,
+    WarningReport,
 )
 from core.specs.method import MethodSpec
 from worker.company import Company
+from worker.progress import warning_event
 
 SPECS = TypeAdapter(MethodSpec)
 METHOD_OF = {
@@ -207,6 +210,27 @@ def test_a_lack_of_memory_is_everybodys(tmp_path, tiny_entry, monkeypatch):
     monkeypatch.setitem(METHODS, "lora", Greedy)
     code, watch = in_step([job(tmp_path, tiny_entry, name) for name in ("prefix", "lora")])
     assert (code, watch.codes) == (OUT_OF_MEMORY, {})
+
+
+def test_a_forward_too_large_for_memory_is_cut_and_said_and_the_job_learns_the_same(tmp_path, tiny_entry, monkeypatch):
+    expected = alone(tmp_path, tiny_entry, "rs")
+    plain = trainer.token_losses
+
+    def cramped(model, hidden, ids, *rest):
+        if torch.is_grad_enabled() and len(ids) > 100:
+            raise torch.OutOfMemoryError
+        return plain(model, hidden, ids, *rest)
+
+    monkeypatch.setattr(trainer, "token_losses", cramped)
+    reports = alone(tmp_path / "cramped", tiny_entry, "rs")
+    said = [report for report in of_kind(reports, WarningReport) if report.code == "out_of_memory"]
+    assert said
+    assert 64 <= said[-1].tokens_per_batch < 256
+    assert warning_event(said[-1]).data == {"tokens_per_batch": said[-1].tokens_per_batch}
+    assert_same(reports, expected)
+    (finished,) = of_kind(reports, FinishedReport)
+    assert finished.memory_bytes > 1 << 20
+    assert finished.tokens_per_s > 0
 
 
 def test_a_file_that_cannot_be_used_ends_its_own_job_only(tmp_path, tiny_entry):

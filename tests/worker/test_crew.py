@@ -155,6 +155,35 @@ def test_a_cancelled_one_leaves_and_the_other_goes_on_in_the_same_trainer(worker
     assert Noted.seen[0].children == [(pid, 0)]
 
 
+def test_a_paused_one_leaves_and_the_other_goes_on_in_the_same_trainer(worker):
+    bench = worker.bench
+    resting, staying = bench.submit(steps=200, step_s=0.01), bench.submit(steps=150, step_s=0.01, seed=1)
+    pid = worker.together(resting, staying)
+    bench.pause(resting)
+    bench.wait_for(resting, "paused")
+    assert is_running(pid)
+    bench.wait_for_end(staying)
+    bench.assert_finished_once(staying, steps=150, seed=1)
+    assert Noted.seen[0].children == [(pid, 0)]
+    bench.resume(resting)
+    bench.wait_for_end(resting)
+    bench.assert_finished_once(resting, steps=200)
+    last = max(step for epoch, step in bench.steps(resting) if epoch == 1)
+    assert [step for epoch, step in bench.steps(resting) if epoch == 2] == list(range(last + 1, 201))
+
+
+def test_one_that_does_not_hear_that_it_is_to_rest_is_stopped_when_its_worker_has_to_go(make_bench):
+    worker = make_bench(drain_s=0.5)
+    bench = worker.bench
+    deaf, staying = bench.submit({"deaf": True}, **LONG), bench.submit(steps=100, step_s=0.01, seed=1)
+    worker.together(deaf, staying)
+    bench.pause(deaf)
+    bench.wait_for_end(staying)
+    assert bench.job(deaf).state == "running"
+    worker.shop.closing.set()
+    assert bench.wait_for(deaf, "paused").barren_deaths == 0
+
+
 @pytest.mark.parametrize(
     ("faults", "code"), [({"user_error": True}, "row_too_long"), ({"not_finite_at": 9}, "diverged")]
 )

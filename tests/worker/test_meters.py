@@ -1,5 +1,10 @@
 """Ranks are told when they have moved."""
 
+import subprocess
+import sys
+
+import pytest
+
 from core.methods import Lora
 from core.specs.assignment import StepReport
 from core.specs.method import LoraSpec
@@ -39,3 +44,16 @@ def report(**changes):
 def test_a_steps_event_holds_the_ranks_that_it_moved():
     assert step_event(report(ranks={"q": 4})).data["ranks"] == {"q": 4}
     assert "ranks" not in step_event(report()).data
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells the two apart")
+def test_memory_is_what_this_process_used_and_not_what_its_parent_had():
+    """ru_maxrss, the negative control, begins with the parent's: a child of a large process would look large."""
+    ask = (
+        "import resource, torch; from worker.meters import memory_bytes;"
+        "print(memory_bytes(torch.device('cpu')), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    held = b"x" * (3 << 29)
+    said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    mine, inherited = map(int, said.stdout.split())
+    assert mine < len(held) <= inherited

@@ -104,6 +104,14 @@ def test_a_customers_cancel_is_heard_at_the_next_heartbeat(bench, held, progress
     assert lost == []
 
 
+def test_a_wish_to_pause_is_heard_at_the_next_heartbeat_and_so_is_its_end(bench, held, progress):
+    with progress:
+        bench.pause(held.job_id)
+        wait_until(lambda: progress.verdict is Verdict.PAUSE)
+        bench.resume(held.job_id)
+        wait_until(lambda: progress.verdict is Verdict.GO_ON)
+
+
 def test_a_fenced_attempt_is_lost_once_and_says_no_more(bench, held, progress, lost):
     with progress:
         bench.set(held.job_id, lease_epoch=held.lease_epoch + 1)

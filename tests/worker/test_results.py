@@ -17,4 +17,4 @@ def test_the_result_file_has_openais_columns_first_and_one_row_a_step_in_order()
 
 def test_a_step_that_was_repeated_after_a_crash_stands_once_as_last_told():
     said = [{"step": 1, "train_loss": 2.0, "tokens_per_s": 5}, {"step": 1, "train_loss": 2.0, "tokens_per_s": 7}]
-    assert results_csv(said).decode().splitlines()[1:] == ["1,2.0,,,,,,,,7,,,,"]
+    assert results_csv(said).decode().splitlines()[1:] == ["1,2.0,,,,,,,,7,,,,,,,,"]

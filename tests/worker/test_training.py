@@ -226,6 +226,48 @@ def test_a_cancel_that_comes_as_the_job_succeeds_wins(worker, monkeypatch):
 
 
 @pytest.mark.parametrize(("faults", "step_s"), [({}, 0.02), ({"deaf": True}, 0.2)], ids=["obedient", "deaf"])
+def test_a_paused_job_frees_the_seat_and_goes_on_where_it_stopped(make_bench, faults, step_s):
+    worker = make_bench(drain_s=0.5)
+    bench = worker.bench
+    job_id = bench.submit(faults, steps=40, step_s=step_s)
+    _, thread = worker.beside(job_id)
+    bench.wait_for_step(job_id, 2)
+    bench.pause(job_id)
+    thread.join(60)
+    job = bench.job(job_id)
+    assert (job.state, job.attempt, job.preemptions, job.barren_deaths) == ("paused", 0, 0, 0)
+    assert worker.rung == []
+    assert bench.strays() == []
+    assert jobs.claim(bench.db, owner="another", lease_s=60) is None
+    bench.resume(job_id)
+    if not faults:
+        last = max(step for _, step in bench.steps(job_id))
+        worker.attempt(job_id)
+        bench.assert_finished_once(job_id, steps=40)
+        assert [step for epoch, step in bench.steps(job_id) if epoch == 2] == list(range(last + 1, 41))
+
+
+def test_a_pause_taken_back_too_late_costs_nothing_but_a_turn(worker, monkeypatch):
+    bench = worker.bench
+    job_id = bench.submit(steps=40, step_s=0.02)
+    drain = jobs.drain
+
+    def resumed_just_before(*args, **kwargs):
+        bench.resume(job_id)
+        return drain(*args, **kwargs)
+
+    monkeypatch.setattr(jobs, "drain", resumed_just_before)
+    _, thread = worker.beside(job_id)
+    bench.wait_for_step(job_id, 2)
+    bench.pause(job_id)
+    thread.join(60)
+    assert bench.job(job_id).state == "queued"
+    assert worker.rung == [job_id]
+    worker.attempt(job_id)
+    bench.assert_finished_once(job_id, steps=40)
+
+
+@pytest.mark.parametrize(("faults", "step_s"), [({}, 0.02), ({"deaf": True}, 0.2)], ids=["obedient", "deaf"])
 def test_a_worker_that_has_to_go_drains_its_job_and_rings_for_it(make_bench, faults, step_s):
     worker = make_bench(drain_s=0.5)
     bench = worker.bench

@@ -94,7 +94,7 @@ def test_preference_pairs_are_refused_and_classes_are_kept(tmp_path):
 
     said = [{"role": "assistant", "content": word} for word in ("yes", "no")]
     asked = {"messages": [{"role": "user", "content": "hi"}]}
-    with pytest.raises(UnusableFileError, match="preference pairs") as caught:
+    with pytest.raises(UnusableFileError, match="only dpo learns") as caught:
         corpus({"input": asked, "preferred_output": said[:1], "non_preferred_output": said[1:]})
     assert (caught.value.param, caught.value.details[0]["code"]) == ("validation_file", "unsupported_format")
     kept = corpus({"text": "a", "label": "x"}, {"text": "b", "label": "y"})

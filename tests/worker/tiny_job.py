@@ -89,6 +89,20 @@ def write_rows(path, count, first=0):
     return path
 
 
+def write_pairs(path, count, first=0):
+    """Preference rows of which no two are alike: of two numbers the square is preferred."""
+    rows = [
+        {
+            "input": {"messages": [{"role": "user", "content": f"{n}?"}]},
+            "preferred_output": [{"role": "assistant", "content": f"{n * n} " * (n % 3 + 1)}],
+            "non_preferred_output": [{"role": "assistant", "content": f"no, {n}"}],
+        }
+        for n in range(first, first + count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def make_assignment(folder, base, *, lease_epoch=1, method=None, rows=ROWS, **changes):
     """A job in folder. Its work_dir is folder/work; call it again with a higher lease_epoch for the next attempt."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -61,6 +61,12 @@ class Desk:
         """Whether new rows are welcome."""
         return self.engine is not None and self.engine.is_alive and not self.is_draining
 
+    def take_no_more(self) -> None:
+        """Rows under way end here, others go elsewhere."""
+        self.is_draining = True
+        if self.engine is not None:
+            self.engine.drain(0)
+
 
 class Box:
     """Frames between the step loop, which never waits, and one reader. At most as many as the row has tokens."""

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.base.load import OpenBase
+from core.base.shape import shape_of
 from core.blobs import BlobStore, MissingBlob
+from core.data.amounts import measure
+from core.data.batches import largest
 from core.data.faults import FaultyLineError
 from core.data.preview import preview
-from core.data.tokens import measure
 from core.specs.generation import MeasureSpec
 from core.specs.preview import Preview, PreviewSpec
 from worker.engine.intake import Refused
@@ -23,6 +25,7 @@ class Measurer:
     def __init__(self, store: BlobStore, cache_dir: Path, base: OpenBase) -> None:
         self._store, self._cache_dir = store, cache_dir
         self._context = base.facts.context
+        self._shape = shape_of(base.model, base.facts)
         self._tokenizer = copy.deepcopy(base.tokenizer)
 
     def measure(self, spec: MeasureSpec) -> dict[str, object]:
@@ -30,15 +33,19 @@ class Measurer:
         with self._folder() as folder:
             try:
                 path = self._fetched(spec.file_sha256, folder)
-                found = measure(path, self._tokenizer, spec.max_tokens, template=spec.template)
+                found = measure(path, self._tokenizer, spec.max_tokens, train_on=spec.train_on, template=spec.template)
             except FaultyLineError as error:
                 raise Refused(400, "invalid_file", str(error), "file_sha256") from error
+        schedule = spec.schedule
+        met = None if schedule is None else largest(found.lengths, found.learned, schedule)
         return {
             "tokens": found.tokens,
             "learned_tokens": found.learned_tokens,
             "n_examples": found.n_examples,
             "context": self._context,
             "too_long": [{"line": line, "tokens": tokens} for line, tokens in found.too_long],
+            "shape": self._shape.model_dump(mode="json"),
+            "largest": None if met is None else met.model_dump(mode="json"),
         }
 
     def preview(self, spec: PreviewSpec) -> Preview:

@@ -32,6 +32,7 @@ from worker.engine.intake import Intake
 from worker.engine.measuring import Measurer
 from worker.engine.tiers import Tiers, forget_deleted
 from worker.manifest import facts_of_base
+from worker.room import device_of
 
 log = structlog.get_logger()
 
@@ -99,6 +100,7 @@ def _details(settings: Settings, base: OpenBase, context: int) -> dict[str, obje
         "base_precision": base.base_precision,
         "precision": NAMES[base.dtype],
         "device": base.device.type,
+        "memory_bytes": device_of(settings)["memory_bytes"],
         "rows": settings.engine_rows,
         "revision": base.revision,
     }
@@ -230,7 +232,7 @@ class EngineProcess:
 
     async def _say(self, url: str) -> None:
         try:
-            await asyncio.to_thread(
+            is_to_drain = await asyncio.to_thread(
                 presences.beat,
                 self._db,
                 self._id,
@@ -240,6 +242,9 @@ class EngineProcess:
                 url=url,
                 base_model=self._settings.default_base_model,
             )
+            if is_to_drain and not self._desk.is_draining:
+                log.info("engine.draining")  # as an administrator asked; the process stays
+                await asyncio.to_thread(self._desk.take_no_more)
         except Exception as error:  # noqa: BLE001 - rows go on without a database; the API notices the silence
             log.warning("engine.presence_failed", error=type(error).__name__)
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from core.data.batches import Corpus, micro_batches, order
+from core.data.batches import Corpus, cuts, largest, micro_batches, order
 from core.data.tokens import TokenRow
+from core.specs.estimate import ScheduleSpec
 
 
 def rows_of(*lengths):
@@ -76,3 +77,22 @@ def test_batches_hold_so_many_tokens_and_keep_the_order():
     assert [[len(row.ids) for row in batch] for batch in batches] == [[4, 4], [3], [20], [1], [10], [2]]
     assert [row.line for batch in batches for row in batch] == [row.line for row in rows]
     assert micro_batches([], 10) == []
+
+
+def test_the_largest_micro_batch_is_that_which_the_runs_own_steps_cut():
+    random = np.random.default_rng(3)
+    lengths, learned = random.integers(5, 60, 23), random.integers(1, 5, 23)
+    schedule = ScheduleSpec(n_epochs=3, batch_size=4, tokens_per_batch=90, seed=11)
+    met = []
+    for epoch in range(3):
+        places = [int(place) for place in order(23, 11, epoch)]
+        for start in range(0, 23, 4):
+            turn = iter(places[start : start + 4])
+            counts = cuts([int(lengths[p]) for p in places[start : start + 4]], 90)
+            met += [[next(turn) for _ in range(count)] for count in counts]
+    found = largest(lengths, learned, schedule)
+    assert found.tokens == max(sum(int(lengths[p]) for p in batch) for batch in met)
+    assert found.learned == max(sum(int(learned[p]) for p in batch) for batch in met)
+    assert found.squares == max(sum(int(lengths[p]) ** 2 for p in batch) for batch in met)
+    assert found.longest_row == lengths.max()
+    assert largest(lengths, learned, schedule.model_copy(update={"batch_size": 1})).tokens < found.tokens  # a control

@@ -175,7 +175,7 @@ def test_a_file_without_examples_is_a_fault(jsonl, content):
     ("content", "kind"),
     [
         (b"PK\x03\x04\x14\x00rest", "zip"),
-        (gzip.compress(gzip.compress(b"{}")), "gzip archive within"),
+        (gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "gzip archive within"),
         ('{"prompt": "a"}'.encode("utf-16"), "UTF-16"),
         (json.dumps([GOOD_CHAT, GOOD_CHAT]).encode(), "JSON array"),
         (b"[\n" + json.dumps(GOOD_CHAT).encode() + b"\n]", "JSON array"),

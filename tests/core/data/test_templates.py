@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.base.words import Words
-from core.data.tokens import TooLongError, encode, encode_prompt, measure
+from core.data.amounts import measure
+from core.data.tokens import TooLongError, encode, encode_prompt
 from core.specs.dataset import ChatExample, PromptExample
 from core.specs.generation import ChatMessage
 from core.specs.template import in_front, parse

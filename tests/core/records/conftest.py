@@ -89,6 +89,14 @@ class Machine:
         with self.db.writing() as session:
             return jobs.cancel(session, self.account, job_id)
 
+    def pause(self, job_id):
+        with self.db.writing() as session:
+            return jobs.pause(session, self.account, job_id)
+
+    def resume(self, job_id):
+        with self.db.writing() as session:
+            return jobs.resume(session, self.account, job_id)
+
     def sweep(self, owner="sweeper", **more):
         return jobs.sweep(self.db, owner=owner, **more)
 

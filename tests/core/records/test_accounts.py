@@ -6,7 +6,6 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from core.records import accounts, audit, keys
-from core.records.database import clock
 from core.records.tables import ApiKey, Organization, Project
 
 
@@ -96,10 +95,8 @@ def test_what_is_no_key_is_turned_away_without_a_query(text):
 def test_unknown_revoked_and_expired_keys_open_nothing(db, account):
     with db.writing() as session:
         revoked, revoked_text = accounts.create_key(session, account, name="r", environment="local")
-        _, expired_text = accounts.create_key(session, account, name="e", environment="local", expires_at=1.0)
-        later, later_text = accounts.create_key(
-            session, account, name="l", environment="local", expires_at=clock(session) + 60
-        )
+        _, expired_text = accounts.create_key(session, account, name="e", environment="local", expires_after_s=-1.0)
+        later, later_text = accounts.create_key(session, account, name="l", environment="local", expires_after_s=60)
     assert account_of(db, revoked_text).key_id == revoked.id
     with db.writing() as session:
         assert accounts.revoke_key(session, account, revoked.id)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from sqlalchemy import select
+from sqlalchemy import and_, select
 
 from core.records import jobs
-from core.records.jobs import CancelRequested, Fenced, NotCancellable
+from core.records.jobs import Asked, CancelRequested, Fenced, NotCancellable, NotPausable, NotResumable
 from core.records.tables import Adapter, Job
 
 INDEX = st.integers(0, 99)
@@ -31,6 +31,7 @@ class Expected:
     has_moved: bool = False
     is_expired: bool = False
     is_cancelling: bool = False
+    is_pausing: bool = False
 
     def deaths_now(self):
         return 0 if self.has_moved else self.deaths + 1
@@ -41,7 +42,18 @@ class Expected:
             return "cancelled", None
         if self.deaths_now() >= 2:
             return "failed", "poison"
-        return ("failed", "attempts_exhausted") if self.attempt >= self.max_attempts else ("queued", None)
+        if self.attempt >= self.max_attempts:
+            return "failed", "attempts_exhausted"
+        return ("paused" if self.is_pausing else "queued"), None
+
+    def asked(self):
+        """What a beat tells."""
+        if self.is_cancelling:
+            return Asked.TO_CANCEL
+        return Asked.TO_PAUSE if self.is_pausing else Asked.NOTHING
+
+    def has_ended(self):
+        return self.state in {"succeeded", "failed", "cancelled"}
 
     def is_claimable(self):
         if self.state == "queued":
@@ -56,6 +68,7 @@ class Expected:
 
     def end(self, state, error=None):
         self.state, self.error, self.is_expired = state, error, False
+        self.is_pausing = self.is_pausing and self.has_ended()  # an ended row is left as it was
 
 
 class Jobs(RuleBasedStateMachine):
@@ -78,7 +91,7 @@ class Jobs(RuleBasedStateMachine):
     def outcome(act, *given, **named):
         try:
             return act(*given, **named)
-        except (Fenced, CancelRequested, NotCancellable) as error:
+        except (Fenced, CancelRequested, NotCancellable, NotPausable, NotResumable) as error:
             return type(error)
 
     @precondition(lambda self: len(self.expected) < 3)
@@ -109,7 +122,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(index=INDEX, step=STEPS)
     def beat(self, index, step):
         job, held, holds = self.holder(index)
-        assert self.outcome(self.machine.beat, held, step=step) == (job.is_cancelling if holds else Fenced)
+        assert self.outcome(self.machine.beat, held, step=step) == (job.asked() if holds else Fenced)
         if holds:
             job.has_moved, job.step, job.is_expired = job.has_moved or step != job.step, step, False
 
@@ -149,10 +162,11 @@ class Jobs(RuleBasedStateMachine):
     @rule(index=INDEX)
     def drain(self, index):
         job, held, holds = self.holder(index)
-        state = ("cancelled" if job.is_cancelling else "queued") if holds else Fenced
+        state = "cancelled" if job.is_cancelling else "paused" if job.is_pausing else "queued"
+        state = state if holds else Fenced
         assert self.outcome(jobs.drain, self.machine.db, held) == state
         if holds:
-            job.attempt -= state == "queued"
+            job.attempt -= state in {"queued", "paused"}
             job.end(state)
 
     @precondition(lambda self: any(job.is_cancelling for job, _ in self.claims))
@@ -169,11 +183,34 @@ class Jobs(RuleBasedStateMachine):
     @rule(index=INDEX)
     def cancel(self, index):
         job = self.job(index)
-        has_ended = job.state in {"succeeded", "failed", "cancelled"}
+        has_ended = job.has_ended()
         assert (self.outcome(self.machine.cancel, job.id) is NotCancellable) == has_ended
         if not has_ended:
             job.is_cancelling = True
-            job.state = "cancelled" if job.state == "queued" else job.state
+            job.state = "cancelled" if job.state in {"queued", "paused"} else job.state
+
+    @precondition(lambda self: self.expected)
+    @rule(index=INDEX)
+    def pause(self, index):
+        job = self.job(index)
+        row = self.outcome(self.machine.pause, job.id)
+        # Where it was asked before, asking again is asking once.
+        is_possible = not job.has_ended() and (job.is_pausing or not job.is_cancelling)
+        assert (row is NotPausable) == (not is_possible)
+        if job.state == "queued":
+            job.state = "paused"
+        elif job.state == "running" and not job.is_cancelling:
+            job.is_pausing = True
+
+    @precondition(lambda self: self.expected)
+    @rule(index=INDEX)
+    def resume(self, index):
+        job = self.job(index)
+        is_possible = job.state == "paused" or (job.state == "running" and job.is_pausing)
+        assert (self.outcome(self.machine.resume, job.id) is NotResumable) == (not is_possible)
+        if is_possible:
+            job.is_pausing = False
+            job.state = "queued" if job.state == "paused" else job.state
 
     @rule()
     def sweep(self):
@@ -192,6 +229,7 @@ class Jobs(RuleBasedStateMachine):
             found = (row.state, row.attempt, row.lease_epoch, row.barren_deaths, row.step, row.error_code)
             assert found == (job.state, job.attempt, job.epoch, job.deaths, job.step, job.error)
             assert (row.cancel_requested_at is not None) == job.is_cancelling
+            assert (row.pause_requested_at is not None) == job.is_pausing
 
     def teardown(self):
         ids = [job.id for job in self.expected]
@@ -239,3 +277,17 @@ def test_the_model_notices_a_machine_without_its_fence(machine, make_job, monkey
     monkeypatch.setattr("core.records.leases.guard", by_state_alone)
     with pytest.raises(AssertionError):
         getattr(run, write)(0, **more)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_model_notices_a_machine_that_takes_up_what_is_to_rest(machine, make_job, monkeypatch):
+    """A further negative control."""
+    run = Jobs(machine, make_job)
+    run.create(max_attempts=4)
+    run.claim(0)
+    run.beat(0, step=3)
+    run.pause(0)
+    run.lease_runs_out(0)
+    monkeypatch.setattr("core.records.claiming._is_orphaned", lambda: and_(Job.state == "running", Job.lease_until < 1))
+    with pytest.raises(AssertionError):
+        run.claim(0)

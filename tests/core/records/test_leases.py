@@ -3,7 +3,7 @@ from sqlalchemy import delete, event, text, update
 from sqlalchemy.exc import DBAPIError
 
 from core.records import jobs
-from core.records.jobs import CancelRequested, Claim, Event, Fenced
+from core.records.jobs import Asked, CancelRequested, Claim, Event, Fenced
 from core.records.tables import Job
 from core.specs.training import TrainSpec
 
@@ -12,7 +12,7 @@ def test_a_job_is_claimed_beaten_and_finished(machine, make_job):
     job_id = make_job()
     held = machine.claim()
     assert held == Claim(job_id, lease_epoch=1, owner="worker", attempt=1)
-    assert machine.beat(held, step=4, total_steps=9, trained_tokens=40, phase="training") is False
+    assert machine.beat(held, step=4, total_steps=9, trained_tokens=40, phase="training") is Asked.NOTHING
     job = machine.job(job_id)
     assert (job.state, job.step, job.total_steps, job.trained_tokens, job.phase) == ("running", 4, 9, 40, "training")
     machine.succeed(held)
@@ -162,7 +162,7 @@ def test_a_beat_tells_that_cancelling_was_asked_for(db, machine, make_job):
         jobs.confirm_cancelled(db, held)
     machine.cancel(job_id)
     assert machine.job(job_id).state == "running"
-    assert machine.beat(held) is True
+    assert machine.beat(held) is Asked.TO_CANCEL
     jobs.confirm_cancelled(db, held)
     assert machine.job(job_id).state == "cancelled"
     assert machine.kinds(job_id) == ["created", "claimed", "cancel_requested", "cancelled"]

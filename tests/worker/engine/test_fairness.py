@@ -68,8 +68,8 @@ def furthest_apart(market, weights, asked_by):
 
 
 def bound(rows, weights):
-    """Sheng et al. 2024, theorem 4.4: what one prompt costs, and all that may be drawn beside it."""
-    return (LONGEST * PROMPT + rows * MOST_NEW * DRAWN) / min(weights.values())
+    """Sheng et al. 2024, theorem 4.4: twice the larger of what one prompt costs and what all rows may draw at once."""
+    return 2 * max(LONGEST * PROMPT, rows * MOST_NEW * DRAWN) / min(weights.values())
 
 
 @settings(max_examples=150, deadline=None)

@@ -16,6 +16,7 @@ from core import peft_files
 from core.blobs import open_store
 from core.records import accounts, adapters, presences
 from core.records.database import Database
+from core.records.workers import ask_to_drain
 from core.settings import Settings
 from core.specs.generation import Frame
 from core.specs.inspection import Inspected
@@ -179,6 +180,11 @@ def test_it_measures_a_dataset_by_its_own_tokeniser(settings):
         found = client.http.post("/measure", json=question).json()
         assert (found["n_examples"], found["context"]) == (2, 512)
         assert [row["line"] for row in found["too_long"]] == [2]
+        assert found["shape"]["layers"] == 2
+        assert found["largest"] is None
+        schedule = {"n_epochs": 1, "batch_size": 2, "tokens_per_batch": 2048, "seed": 0}
+        scheduled = client.http.post("/measure", json=question | {"schedule": schedule}).json()
+        assert scheduled["largest"]["tokens"] == found["tokens"]
         assert found["tokens"] > 300 < found["too_long"][0]["tokens"]
         for sha256, code in ((bad.sha256, "invalid_file"), ("0" * 64, "file_not_found")):
             refused = client.http.post("/measure", json=question | {"file_sha256": sha256})
@@ -245,10 +251,38 @@ def test_asked_to_stop_it_finishes_rows_or_sends_them_elsewhere(settings, monkey
     assert seen == {"new": 503, "is_ready": False, "end": end}
 
 
+def test_drained_by_an_administrator_it_ends_its_rows_takes_no_more_and_stays(settings, monkeypatch):
+    slow_steps(monkeypatch, 0.05)
+    monkeypatch.setattr(process_module, "BEAT_S", 0.1)
+    seen = {}
+
+    def work(client):
+        client.ready()
+        account, _ = accounts.create_project(client.database, slug="x", name="X", environment="local")
+        with client.http.stream("POST", "/generate", json=asked(max_tokens=40)) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            with client.database.writing() as session:
+                assert ask_to_drain(session, account, client.presence().id)
+            while client.http.get("/ready").status_code == 200:
+                time.sleep(0.01)
+            seen["new"] = client.http.post("/generate", json=asked()).status_code
+            last = [Frame.model_validate_json(line) for line in lines if line][-1]
+        seen["end"] = (last.fin, last.error)
+        time.sleep(0.5)
+        seen["stays"] = (client.presence().is_ready, client.presence().details["status"]["is_draining"])
+        seen["live"] = client.http.get("/live").status_code
+
+    assert live(settings, work) == 0
+    assert seen == {"new": 503, "end": ("length", None), "stays": (False, True), "live": 200}
+
+
 def test_a_step_loop_that_dies_ends_the_process_and_sends_rows_elsewhere(settings, monkeypatch):
     def work(client):
         client.ready()
-        monkeypatch.setattr(process_module.Engine, "step", lambda _: 1 / 0)
+        turn = process_module.Engine.step
+        # With a row only: a loop that died before would not take it.
+        monkeypatch.setattr(process_module.Engine, "step", lambda e: 1 / 0 if e.status()["waiting"] else turn(e))
         frames = client.http.post("/generate", json=asked(max_tokens=400)).text.splitlines()
         assert Frame.model_validate_json(frames[-1]).error.code == "migrate"
 

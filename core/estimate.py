@@ -1,0 +1,279 @@
+"""What a run will take, before anything loads: tokens, steps, seconds, memory, the adapter's size. Pure arithmetic.
+
+At the peak, which is the end of the forward of the largest micro-batch (N tokens, n of them learned, element size e):
+
+base weights   (linear weights) * e, in NF4 4.127 bits each; the embeddings, and a head of its own, V * H * e
+adapter        trainable parameters * (4 weight + 4 gradient + moments) bytes, and what the method keeps beside them
+activations    what backward needs: N * L * H * e, N * (sum of all sites' outputs) * e, N * (inputs of the adapted
+               sites) * e, 4 * N * (sum of ranks), and of attention (sum over rows of T^2) * L * heads * 4, each times
+               a constant; a constant is 0 where that part is not kept. Of a base in 4 bits the weights as its layers
+               multiplied by them, (linear weights) * e
+loss head      min(CHUNK, n) * V * 4 bytes, times a constant
+process        interpreter, libraries, allocator: a constant of the device
+loading        what opening the base takes beyond all that, if it does: its file (2 bytes a parameter) and its weights
+               before they are put into 4 bits, (all parameters) * e, stand side by side
+
+The constants stand in one table, CONSTANTS, which benchmarks/estimates.py refits from measured peaks.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from core.adapter_sizes import kept_parameters, trained_parameters, worn_sites, written_parameters
+from core.specs.estimate import Advice, Amount, BaseShape, Basis, Device, Estimate, Memory
+from core.specs.method import AdaLoraSpec, LoraSpec
+from core.specs.training import Optimizer, TrainSpec
+
+CHUNK = 256  # tokens whose logits exist at once: core/losses.py, which this cannot import
+FILE_BYTES = 2  # of a parameter in the folder that core/base/prepare.py makes
+NF4_BITS = 4.127  # a number, with its scale in double quantisation
+MOMENT_BYTES: Mapping[Optimizer, float] = {
+    "adamw": 8,
+    "adamw_8bit": 2.1,
+    "paged_adamw_32bit": 8,
+    "paged_adamw_8bit": 2.1,
+    "adafactor": 0.1,
+}
+FEWEST_TOKENS = 64  # of one forward: a worker halves no further
+SHORTEST_LENGTH = 32  # to which rows are advised to be cut
+ROOM = 0.97  # of a device's memory, which a job may take: the constants are known to 2 or 3 %
+PACE_SPREAD = {"jobs": 1.25, "default": 4.0}  # factor either way between which the time is said to lie
+CHECKPOINT_HEADER_BYTES = 4096  # an adapter's zip beside its numbers: config, card, names
+BYTES_PER_TENSOR = 130  # of a safetensors header
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What no formula knows: measured. Those of activations say how often a part is kept, in units of the formula."""
+
+    process: float  # bytes
+    hidden: float
+    outputs: float
+    inputs: float
+    ranks: float
+    scores: float
+    dense: float
+    head: float
+    adapter: float
+    operations_per_s: float  # floating-point, in training; a default until jobs have run
+    opening_s: float  # until the first step
+
+
+# Of a CPU: fitted by benchmarks/estimates.py --fit. Of a GPU nothing was measured: activations as on a CPU, but that
+# its 4-bit layers keep no dense weights; the process is the CUDA context, its size and the speed are guesses.
+CONSTANTS: Mapping[str, Constants] = {
+    "cpu": Constants(
+        process=392.5e6,
+        hidden=0.0,
+        outputs=1.464,
+        inputs=1.316,
+        ranks=0.0,
+        scores=0.7527,
+        dense=1.206,
+        head=2.959,
+        adapter=0.8184,
+        operations_per_s=25.6e9,
+        opening_s=6.0,
+    ),
+    "cuda": Constants(
+        process=700e6,
+        hidden=0.0,
+        outputs=1.464,
+        inputs=1.316,
+        ranks=0.0,
+        scores=0.7527,
+        dense=0.0,
+        head=2.959,
+        adapter=0.8184,
+        operations_per_s=60e12,
+        opening_s=10.0,
+    ),
+}
+
+
+def estimate(
+    shape: BaseShape,
+    spec: TrainSpec,
+    amount: Amount,
+    device: Device | None,
+    *,
+    tokens_per_s: float | None = None,
+    constants: Constants | None = None,
+) -> Estimate:
+    """Of one run by itself. tokens_per_s: the pace of earlier jobs of this base and method, where there were any.
+
+    Raises ValueError where the method names a layer that this base has not.
+    """
+    known = constants or CONSTANTS[device.kind if device else "cpu"]
+    memory = memory_of(shape, spec, amount, known)
+    steps = -(-amount.n_examples // spec.batch_size) * spec.n_epochs
+    seconds = known.opening_s + _training_s(shape, spec, amount, tokens_per_s or 0.0, known)
+    basis: Basis = "default" if tokens_per_s is None else "jobs"
+    spread = PACE_SPREAD[basis]
+    fits = None if device is None else memory.total <= ROOM * device.memory_bytes
+    return Estimate(
+        tokens=amount.tokens * spec.n_epochs,
+        learned_tokens=amount.learned_tokens * spec.n_epochs,
+        validation_tokens=amount.validation_tokens,
+        steps=steps,
+        seconds=round(seconds, 1),
+        seconds_range=(round(seconds / spread, 1), round(seconds * spread, 1)),
+        seconds_basis=basis,
+        memory=memory,
+        adapter_bytes=adapter_bytes(shape, spec),
+        trainable_parameters=trained_parameters(shape, spec.method),
+        device=device,
+        fits=fits,
+        advice=() if device is None or fits else tuple(advice(shape, spec, amount, device, known)),
+    )
+
+
+def memory_of(shape: BaseShape, spec: TrainSpec, amount: Amount, constants: Constants) -> Memory:
+    """Bytes at the peak, as this module's head says. Raises ValueError as estimate does."""
+    values = parts(shape, spec, amount)
+    activations = sum(getattr(constants, name) * values[name] for name in KEPT)
+    terms = {
+        "base_weights": round(values["base"]),
+        "adapter": round(constants.adapter * values["adapter"]),
+        "activations": round(activations),
+        "loss_head": round(constants.head * values["head"]),
+        "process": round(constants.process),
+    }
+    opened = constants.process + (shape.linear_parameters + shape.table_parameters) * (FILE_BYTES + shape.value_bytes)
+    terms["loading"] = max(0, round(opened) - sum(terms.values()))
+    return Memory(**terms, total=sum(terms.values()))
+
+
+KEPT = ("hidden", "outputs", "inputs", "ranks", "scores", "dense")
+
+
+def parts(shape: BaseShape, spec: TrainSpec, amount: Amount) -> dict[str, float]:
+    """The formulas of this module's head, in bytes, each before its constant: what a fit multiplies."""
+    e, largest = shape.value_bytes, amount.largest
+    tokens = largest.tokens * spec.method.members
+    worn = worn_sites(shape, spec.method)
+    linear_bytes = NF4_BITS / 8 if spec.method.base_precision == "nf4" else e
+    trained = trained_parameters(shape, spec.method)
+    return {
+        "base": shape.linear_parameters * linear_bytes + shape.table_parameters * e,
+        "adapter": trained * (8 + MOMENT_BYTES[spec.optimizer]) + 4 * kept_parameters(shape, spec.method),
+        "hidden": tokens * shape.layers * shape.hidden * e,
+        "outputs": tokens * sum(site.width_out for site in shape.sites) * e,
+        "inputs": tokens * sum(site.width_in for site, _ in worn) * e,
+        "ranks": 4.0 * tokens * sum(rank for _, rank in worn),
+        "scores": 4.0 * largest.squares * spec.method.members * shape.layers * shape.heads,
+        "dense": shape.linear_parameters * e if spec.method.base_precision == "nf4" else 0.0,
+        "head": min(CHUNK, largest.learned * spec.method.members) * shape.vocabulary * 4.0,
+    }
+
+
+def after_probe(shape: BaseShape, spec: TrainSpec, amount: Amount, seen: Amount, measured_bytes: int) -> int:
+    """The peak of the whole run, foretold from that of its first steps, in bytes.
+
+    seen: of those steps, its largest micro-batch. What is foretold of both differs by what is still to come.
+    """
+    known = CONSTANTS["cpu"]
+    to_come = memory_of(shape, spec, amount, known).total - memory_of(shape, spec, seen, known).total
+    return measured_bytes + max(0, to_come)
+
+
+def adapter_bytes(shape: BaseShape, spec: TrainSpec) -> int:
+    """Of its zip: fp32 numbers, a header for each tensor, the config and card of each folder."""
+    numbers, tensors = written_parameters(shape, spec.method)
+    return 4 * numbers + BYTES_PER_TENSOR * tensors + CHECKPOINT_HEADER_BYTES * spec.method.members
+
+
+def operations(shape: BaseShape, spec: TrainSpec, tokens: int, learned: int) -> float:
+    """Floating-point operations of so many tokens, forward and backward.
+
+    A frozen weight costs 2 forward and 2 for the gradient of its input, a trained one 2 more for its own; the head is
+    paid for learned tokens alone.
+    """
+    trained = sum((site.width_in + site.width_out) * rank for site, rank in worn_sites(shape, spec.method))
+    head = 4.0 * learned * shape.vocabulary * shape.hidden
+    return spec.method.members * (tokens * (4.0 * shape.linear_parameters + 6.0 * trained) + head)
+
+
+def _training_s(shape: BaseShape, spec: TrainSpec, amount: Amount, tokens_per_s: float, known: Constants) -> float:
+    """All epochs and validations. tokens_per_s: 0 where it is not known."""
+    per_epoch = -(-amount.n_examples // spec.batch_size)
+    validations = math.ceil(per_epoch * spec.n_epochs / (spec.eval_steps or per_epoch))
+    seen = amount.validation_tokens * validations
+    if tokens_per_s:
+        # A validation goes forward alone, which is about a third of a training step.
+        return (amount.tokens * spec.n_epochs + seen / 3) / tokens_per_s
+    done = operations(shape, spec, amount.tokens, amount.learned_tokens) * spec.n_epochs
+    validated = operations(shape, spec, seen, 0) / 2
+    return (done + validated) / known.operations_per_s
+
+
+def advice(shape: BaseShape, spec: TrainSpec, amount: Amount, device: Device, known: Constants) -> Iterator[Advice]:
+    """Of each knob the least turn that alone makes the run fit; of a knob that cannot do it, nothing."""
+    for knob in (_fewer_tokens, _shorter_rows, _lower_rank, _four_bits):
+        for param, value, turned, left in knob(spec, amount):
+            needed = memory_of(shape, turned, left, known).total
+            if needed <= ROOM * device.memory_bytes:
+                yield Advice(param=param, value=value, memory_bytes=needed)
+                break
+
+
+Turn = tuple[str, Any, TrainSpec, Amount]
+
+
+def _fewer_tokens(spec: TrainSpec, amount: Amount) -> Iterator[Turn]:
+    tokens = min(spec.tokens_per_batch, amount.largest.tokens * spec.method.members)
+    while tokens > FEWEST_TOKENS:
+        tokens = max(FEWEST_TOKENS, tokens // 2)
+        turned = spec.model_copy(update={"tokens_per_batch": tokens})
+        forward = max(tokens // spec.method.members, _row(amount))  # a row longer than that goes alone
+        yield "training.tokens_per_batch", tokens, turned, _cut(amount, forward)
+
+
+def _shorter_rows(spec: TrainSpec, amount: Amount) -> Iterator[Turn]:
+    length = min(spec.max_seq_length, _row(amount))
+    while length > SHORTEST_LENGTH:
+        length = max(SHORTEST_LENGTH, length // 2)
+        changes = {"max_seq_length": length, "tokens_per_batch": max(FEWEST_TOKENS, length)}
+        turned = spec.model_copy(update=changes)
+        yield "training.max_seq_length", length, turned, _cut(amount, max(FEWEST_TOKENS, length))
+
+
+def _lower_rank(spec: TrainSpec, amount: Amount) -> Iterator[Turn]:
+    match spec.method:
+        case LoraSpec(r=rank):
+            field = "r"
+        case AdaLoraSpec(init_r=rank):
+            field = "init_r"
+        case _:
+            return
+    while rank > 1:
+        rank //= 2
+        changes = {field: rank}
+        if isinstance(spec.method, AdaLoraSpec):
+            changes["target_r"] = min(rank, spec.method.target_r)
+        method = spec.method.model_copy(update=changes)
+        yield f"peft.{field}", rank, spec.model_copy(update={"method": method}), amount
+
+
+def _four_bits(spec: TrainSpec, amount: Amount) -> Iterator[Turn]:
+    if spec.method.base_precision != "nf4":
+        method = spec.method.model_copy(update={"base_precision": "nf4"})
+        yield "peft.base_precision", "nf4", spec.model_copy(update={"method": method}), amount
+
+
+def _row(amount: Amount) -> int:
+    return amount.largest.longest_row
+
+
+def _cut(amount: Amount, tokens: int) -> Amount:
+    """The same data where at most so many tokens go forward together."""
+    largest = amount.largest
+    share = min(1.0, tokens / max(largest.tokens, 1))
+    cut = {
+        "tokens": min(largest.tokens, tokens),
+        "learned": min(largest.learned, tokens),
+        "squares": math.ceil(largest.squares * share),
+    }
+    return amount.model_copy(update={"largest": largest.model_copy(update=cut)})
