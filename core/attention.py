@@ -42,6 +42,8 @@ class DecodeRows:
     places: Tensor  # [B] slot - low
     reach: int  # entries of the longest row, the new one included
     is_sliced: bool  # False: so few of low..high are in use that copying theirs out is cheaper
+    is_whole: bool  # these rows are the whole batch, in its order
+    is_dense: bool  # they stand in low..high, in this order and without a gap
 
 
 @dataclass(eq=False)
@@ -82,6 +84,8 @@ class RaggedBatch:
                 places=torch.tensor([s - low for s in slots], device=device),
                 reach=max(self.firsts[r] for r in rows) + 1,
                 is_sliced=2 * len(rows) >= high - low,
+                is_whole=len(rows) == self.starts[-1],
+                is_dense=slots == list(range(low, high)),
             )
         return self._decode
 
@@ -185,18 +189,21 @@ class _Layer:
             out[start:stop] = self.row(q[:, start:stop], keys[slot, :, :reach], values[slot, :, :reach], first=first)
         decode = batch.decode_rows(q.device)
         if decode is not None:
-            keys[decode.slots, :, decode.entries] = k[:, decode.tokens].transpose(0, 1)
-            values[decode.slots, :, decode.entries] = v[:, decode.tokens].transpose(0, 1)
-            out[decode.tokens] = self.decode(q, keys, values, decode)
+            if decode.is_whole:
+                return self.decode(q, k, v, keys, values, decode)
+            q, k, v = (t[:, decode.tokens] for t in (q, k, v))
+            out[decode.tokens] = self.decode(q, k, v, keys, values, decode)
         return out
 
-    def decode(self, q: Tensor, keys: Tensor, values: Tensor, rows: DecodeRows) -> Tensor:
-        """One token of each row: q [heads, N, D], keys and values [S, K, T, D] to [B, heads, D]."""
+    def decode(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: DecodeRows) -> Tensor:  # noqa: PLR0917
+        """One token of each row: q [heads, B, D], k and v [K, B, D], keys and values [S, K, T, D] to [B, heads, D]."""
+        keys[rows.slots, :, rows.entries], values[rows.slots, :, rows.entries] = k.transpose(0, 1), v.transpose(0, 1)
         heads, groups, width = q.shape[0], keys.shape[1], q.shape[2]
-        mine = q[:, rows.tokens].transpose(0, 1).reshape(-1, groups, heads // groups, width)  # [B, K, group, D]
+        mine = q.transpose(0, 1).reshape(-1, groups, heads // groups, width)  # [B, K, group, D]
         if rows.is_sliced:
             keys, values = (t[rows.low : rows.high, :, : rows.reach] for t in (keys, values))
-            mine = mine.new_zeros(len(keys), *mine.shape[1:]).index_copy_(0, rows.places, mine)
+            if not rows.is_dense:
+                mine = mine.new_zeros(len(keys), *mine.shape[1:]).index_copy_(0, rows.places, mine)
         else:
             keys, values = (t[rows.slots, :, : rows.reach] for t in (keys, values))
         mask = self.batch.decode_mask(self.window)
@@ -205,7 +212,7 @@ class _Layer:
         else:
             scores = self._capped(mine @ keys.transpose(2, 3) * self.scaling).masked_fill(~mask, float("-inf"))
             out = torch.softmax(scores, -1) @ values
-        if rows.is_sliced:
+        if rows.is_sliced and not rows.is_dense:
             out = out[rows.places]
         return out.reshape(-1, heads, width)
 

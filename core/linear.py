@@ -1,6 +1,7 @@
 """What the linear layers of the one forward do: a frozen product, plus each token's own low-rank part."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from core.base.facts import site_of
 from core.base.nf4 import Linear4bit
 from core.effects import LowRank
-from core.ops.grouped import add_low_rank, add_masked, product, rescale
+from core.ops.grouped import add_low_rank, add_masked, add_paged, product, rescale
+from core.ops.packed import FEW as FEW_PACKED
+from core.ops.packed import packed_product
 from core.ops.plain import Span
-from core.ops.pool import RankPool
+from core.ops.pool import Paging, RankPool
 from core.routing import Routing, is_live
 
 FEW = 16  # a span of fewer tokens than this is better served with all other short ones at once
+SHARED = 4  # where an adapter has more of the short tokens than one in so many, one product of all is as good
 MANY = 64  # in a batch of more tokens than this the short spans are taken out first
 
 OUTSIDE = (
@@ -33,7 +37,7 @@ class Flight:
     spans: list[Span]  # long ones, each a product of its own
     pool: RankPool | None = None  # serves the short ones
     tokens: Tensor | None = None  # [n] which tokens are short; None is all
-    mask: Tensor | None = None  # [n, R]
+    short: Tensor | Paging | None = None  # a mask [n, R] of the short ones, or the pages they own
     scaled: tuple[Span, ...] = ()  # those of either kind whose effect has magnitudes
 
 
@@ -51,6 +55,7 @@ class RoutedLinear(nn.Module):
     def __init__(self, site: str, base: nn.Module, board: Switchboard) -> None:
         super().__init__()
         self.site, self.base, self._board = site, base, board
+        self.packed: Tensor | None = None  # the weight laid out for few tokens
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -64,8 +69,7 @@ class RoutedLinear(nn.Module):
         if flight is None:
             raise RuntimeError(OUTSIDE)
         if not flight.spans and flight.pool is None:
-            y: Tensor = self.base(x)
-            return y
+            return self._frozen(x)
         flat_x = x.view(-1, x.shape[-1])
         flat_y = self._with_long(flight, flat_x)
         if flight.pool is not None:
@@ -75,10 +79,17 @@ class RoutedLinear(nn.Module):
             flat_y = rescale(flat_y, getattr(self.base, "bias", None), flight.scaled, gains)
         return flat_y.view(*x.shape[:-1], -1)
 
+    def _frozen(self, x: Tensor) -> Tensor:
+        """The frozen layer alone: x [..., I] to [..., O]."""
+        if self.packed is not None and x.shape[-2] <= FEW_PACKED and not torch.is_grad_enabled():
+            return packed_product(x, self.packed, self.base.bias)  # type: ignore[arg-type]
+        y: Tensor = self.base(x)
+        return y
+
     def _with_long(self, flight: Flight, x: Tensor) -> Tensor:
         """The frozen product of x [N, I], and what the long spans add to it: [N, O]."""
         if not flight.spans:
-            return self.base(x)  # type: ignore[no-any-return]
+            return self._frozen(x)
         parts = flight.routing.parts(self.site)
         dropped = flight.routing.dropped(x, self.site, flight.starts)
         weight = _dense(self.base)
@@ -88,14 +99,13 @@ class RoutedLinear(nn.Module):
 
     def _add_short(self, flight: Flight, x: Tensor, y: Tensor) -> None:
         assert flight.pool is not None
-        assert flight.mask is not None
         stack = flight.pool.site(self.site)
         if stack is None:
             return
         if flight.tokens is None:
-            add_masked(y, x, *stack, flight.mask)
+            _add_pooled(y, x, stack, flight.short)
             return
-        y[flight.tokens] = add_masked(y[flight.tokens], x[flight.tokens], *stack, flight.mask)
+        y[flight.tokens] = _add_pooled(y[flight.tokens], x[flight.tokens], stack, flight.short)
 
 
 def flight_of(routing: Routing, starts: tuple[int, ...], pool: RankPool) -> Flight:
@@ -111,9 +121,23 @@ def flight_of(routing: Routing, starts: tuple[int, ...], pool: RankPool) -> Flig
     worn: dict[int, LowRank] = {n: _low_rank(routing, s.slot) for s in short for n in range(s.start, s.stop)}
     pool.hold(list({id(e): e for e in worn.values()}.values()))
     if not long and starts[-1] <= MANY:
-        return Flight(routing, starts, [], pool, None, pool.mask([worn.get(n) for n in range(starts[-1])]), scaled)
+        return Flight(routing, starts, [], pool, None, _short(pool, [worn.get(n) for n in range(starts[-1])]), scaled)
     tokens = torch.tensor(list(worn), device=pool.device)
-    return Flight(routing, starts, long, pool, tokens, pool.mask(list(worn.values())), scaled)
+    return Flight(routing, starts, long, pool, tokens, _short(pool, list(worn.values())), scaled)
+
+
+def _short(pool: RankPool, effects: Sequence[LowRank | None]) -> Tensor | Paging:
+    """How the pool serves tokens of these adapters: all rows for every token, or each page for its own."""
+    most = max(Counter(map(id, filter(None, effects))).values())
+    return pool.paging(effects) if pool.pages_pay and SHARED * most <= len(effects) else pool.mask(effects)
+
+
+def _add_pooled(y: Tensor, x: Tensor, stack: tuple[Tensor, Tensor], short: Tensor | Paging | None) -> Tensor:
+    """What the pool's a and b say of tokens x [n, I], added to y [n, O], which is returned."""
+    assert short is not None
+    if isinstance(short, Paging):
+        return add_paged(y, x, *stack, short)
+    return add_masked(y, x, *stack, short)
 
 
 def _dense(base: nn.Module) -> Callable[[], Tensor] | None:
@@ -145,8 +169,12 @@ class Head:
     weight: Tensor  # [V, H]
     bias: Tensor | None  # [V]
     softcap: float | None  # logits are squeezed into (-softcap, softcap)
+    packed: Tensor | None = None  # the weight laid out for few rows
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[n, H] to [n, V]."""
-        raw = nn.functional.linear(hidden, self.weight, self.bias)
+        if self.packed is not None and len(hidden) <= FEW_PACKED and not torch.is_grad_enabled():
+            raw = packed_product(hidden, self.packed, self.bias)
+        else:
+            raw = nn.functional.linear(hidden, self.weight, self.bias)
         return raw if self.softcap is None else torch.tanh(raw / self.softcap) * self.softcap

@@ -96,6 +96,7 @@ class RoutedModel(nn.Module):
         self.sites = self._route()
         self.shape = self._shape()
         self._pool = RankPool(device=self.device, dtype=self.dtype)
+        self.packed_head: Tensor | None = None
         if checkpointing:
             self._checkpoint()
 
@@ -138,9 +139,8 @@ class RoutedModel(nn.Module):
     def head(self) -> Head:
         """The output head."""
         module = self.base.get_output_embeddings()  # type: ignore[no-untyped-call]
-        return Head(
-            module.weight, getattr(module, "bias", None), getattr(self.base.config, "final_logit_softcapping", None)
-        )
+        softcap = getattr(self.base.config, "final_logit_softcapping", None)
+        return Head(module.weight, getattr(module, "bias", None), softcap, self.packed_head)
 
     def train(self, mode: bool = True) -> "RoutedModel":  # noqa: ARG002, FBT001, FBT002 - nn.Module's signature
         """Nothing: a frozen model has no modes. What differs in training is in the routing."""

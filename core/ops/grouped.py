@@ -4,7 +4,8 @@ No token is gathered or copied for its adapter's sake. Measured on 2 cores in bf
 tenth of the frozen product beside them, where casting the input up to fp32 and adding in a second pass cost up to
 twice of it. For rows of one token even that is many tiny products, so there every adapter of the batch multiplies
 every token, and a mask keeps each token's own: the bytes of the adapters are read once, which is what a decode step
-is made of.
+is made of. On a CPU whose products are no faster than its memory that is much arithmetic for nothing, and the pages
+of the pool are multiplied one by one, each with the few tokens that own it.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.ops.plain import Part, Span
+from core.ops.pool import PAGE, Paging
 
 
 def add_low_rank(y: Tensor, x: Tensor, parts: Sequence[Part | None], spans: Sequence[Span]) -> Tensor:
@@ -72,6 +74,35 @@ def add_masked(y: Tensor, x: Tensor, a: Tensor, b: Tensor, mask: Tensor) -> Tens
     """
     thin = (x.to(a.dtype) @ a.T).mul_(mask)  # [N, R]
     return y.addmm_(thin, b) if y.dtype == b.dtype else y.add_(thin @ b)
+
+
+def add_paged(y: Tensor, x: Tensor, a: Tensor, b: Tensor, paging: Paging) -> Tensor:
+    """As add_masked, page by page of a and b: y is written to and returned. Without gradients.
+
+    Semantics:
+        for p in range(R // PAGE):
+            for c in range(C):
+                n = tokens[p * C + c]
+                for r in range(p * PAGE, (p + 1) * PAGE):
+                    y[n] += live[p, c] * (x[n] @ a[r]) * b[r]
+
+    16 tokens of 16 adapters of ranks 8 to 16 on every layer of SmolLM2-135M, one thread, fp32: 31 ms a step against
+    49 of add_masked, where reading a and b takes 15.
+
+    Args:
+        y: [N, O].
+        x: [N, I].
+        a: [R, I].
+        b: [R, O].
+        paging: whose tokens each page multiplies.
+
+    """
+    taken = x.index_select(0, paging.tokens).view(-1, paging.width, x.shape[1])  # [P, C, I]
+    thin = torch.bmm(taken, a.view(-1, PAGE, a.shape[1]).transpose(1, 2))  # [P, C, PAGE]
+    if paging.live is not None:
+        thin.mul_(paging.live)
+    added = torch.bmm(thin, b.view(-1, PAGE, b.shape[1]))  # [P, C, O]
+    return y.index_add_(0, paging.tokens, added.view(-1, y.shape[1]))
 
 
 def rescale(y: Tensor, bias: Tensor | None, spans: Sequence[Span], gains: Sequence[Tensor | None]) -> Tensor:

@@ -1,14 +1,17 @@
 """The fast arithmetic equals the plain one, in values and in gradients."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
 
 from core.effects import LowRank
+from core.linear import _short
 from core.ops import grouped, plain
+from core.ops.packed import is_packable, pack, packed_product
 from core.ops.plain import Part, Span
-from core.ops.pool import NARROW, RankPool
+from core.ops.pool import NARROW, Paging, RankPool
 
 SPANS = [Span(1, 4, 0), Span(4, 6, 2), Span(8, 9, 1), Span(9, 12, 0)]  # tokens 0, 6, 7 and 12 wear nothing
 
@@ -125,6 +128,13 @@ def pooled(pool: RankPool, effects, site: str, y, x):
     return y if stack is None else grouped.add_masked(y.clone(), x, *stack, pool.mask(effects))
 
 
+def paged(pool: RankPool, effects, site: str, y, x):
+    """As pooled, page by page."""
+    pool.hold([e for e in effects if e is not None])
+    stack = pool.site(site)
+    return y if stack is None else grouped.add_paged(y.clone(), x, *stack, pool.paging(effects))
+
+
 def unpooled(effects, site: str, y, x):
     parts = [None if e is None or site not in e.a else Part(e.a[site], e.b[site], e.scale[site]) for e in effects]
     return plain.add_low_rank(y, x, parts, [Span(n, n + 1, n) for n in range(len(effects))])
@@ -151,6 +161,27 @@ def test_the_pool_equals_plain_while_adapters_come_and_go(pool):
             continue
         for site in ("q", "v"):
             torch.testing.assert_close(pooled(pool, worn, site, y, x), unpooled(worn, site, y, x))
+            torch.testing.assert_close(paged(pool, worn, site, y, x), unpooled(worn, site, y, x))
+
+
+def test_pages_that_no_token_owns_say_nothing_and_rows_without_an_adapter_stay_bit_for_bit(pool):
+    effects = [low_rank({"q": 3}, 1), low_rank({"q": 6}, 2), low_rank({"q": 2}, 3)]
+    pool.hold(effects)
+    worn = [None, effects[1], effects[1], None, effects[0]]  # the third is in the pool, and not in this batch
+    y, x = torch.randn(5, 7), torch.randn(5, 5)
+    here = paged(pool, worn, "q", y, x)
+    torch.testing.assert_close(here, unpooled(worn, "q", y, x))
+    assert torch.equal(here[3], y[3])
+    all_live = replace(pool.paging(worn), live=None)
+    assert not torch.allclose(grouped.add_paged(y.clone(), x, *pool.site("q"), all_live), here)
+
+
+@pytest.mark.parametrize(("tokens", "kind"), [(8, Paging), (2, torch.Tensor)])
+def test_tokens_go_page_by_page_where_few_share_an_adapter(pool, tokens, kind):
+    effects = [low_rank({"q": 4}, seed) for seed in range(tokens // 2)]
+    pool.hold(effects)
+    worn = [effect for effect in effects for _ in range(2)]
+    assert isinstance(_short(pool, worn), kind)
 
 
 def test_a_step_with_the_adapters_of_the_last_moves_no_bytes(pool):
@@ -188,3 +219,21 @@ def test_a_wide_pool_multiplies_in_the_models_type_and_a_narrow_one_in_fp32():
     assert pool.site("q")[0].dtype == here.dtype == torch.bfloat16
     torch.testing.assert_close(here.float(), unpooled(effects, "q", y.float(), x.float()), atol=0.3, rtol=0.03)
     assert torch.equal(here[2], y[2])
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_packed_product_equals_the_plain_one_for_any_number_of_tokens(has_bias):
+    weight, bias = torch.randn(70, 50), torch.randn(70) if has_bias else None
+    packed, other = pack(weight), pack(weight + 1)
+    for tokens in (1, 2, 7, 16, 33, 64):
+        x = torch.randn(1, tokens, 50)
+        plain_product = torch.nn.functional.linear(x, weight, bias)
+        with torch.inference_mode():
+            torch.testing.assert_close(packed_product(x, packed, bias), plain_product, atol=1e-4, rtol=1e-5)
+            assert not torch.allclose(packed_product(x, other, bias), plain_product, atol=1e-2)
+
+
+def test_only_fp32_on_a_cpu_is_packed():
+    assert is_packable(torch.zeros(2, 2)) == torch.backends.mkldnn.is_available()
+    assert not is_packable(torch.zeros(2, 2, dtype=torch.bfloat16))
+    assert not is_packable(torch.zeros(2, 2, device="meta"))
