@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     engine_context: int = Field(
         2048, ge=16, description="Tokens of one row in the engine, at most the model's context."
     )
+    engine_packed: Literal["auto"] | bool = Field(
+        "auto", description="Lay fp32 weights out for small batches on a CPU, a second copy; auto: as memory allows."
+    )
     engine_precision: Kept = Field("bf16", description="What this engine keeps its base model in.")
     engine_precisions: tuple[Kept, ...] = Field(
         ("bf16", "nf4"),

@@ -7,32 +7,24 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import structlog
 import torch
 import uvicorn
 
-from core.base.catalogue import entry
-from core.base.load import NAMES, OpenBase, open_base
-from core.blobs import BlobStore, open_store
-from core.model import RoutedModel
+from core.blobs import open_store
 from core.records import presences
 from core.records.database import Database
 from core.records.tables import new_id
 from core.settings import Settings
-from core.specs.generation import GenerateSpec, MeasureSpec, SamplingSpec
+from core.specs.generation import MeasureSpec
 from core.specs.inspection import Inspected, InspectSpec
 from core.specs.preview import Preview, PreviewSpec
 from worker.engine.engine import Engine
 from worker.engine.http import Desk, create_app
-from worker.engine.inspection import Inspector
-from worker.engine.intake import Intake
-from worker.engine.measuring import Measurer
-from worker.engine.tiers import Tiers, forget_deleted
-from worker.manifest import facts_of_base
-from worker.room import device_of
+from worker.engine.opening import Opened, open_engine
+from worker.engine.tiers import forget_deleted
 
 log = structlog.get_logger()
 
@@ -40,84 +32,6 @@ BEAT_S = 2.0
 DRAIN_S = 25.0  # for rows under way, once asked to stop
 CLOSE_S = 3  # for streams to take their last frame
 LOOP_DIED = 70  # exit status: start me again
-
-
-@dataclass(frozen=True, eq=False)
-class Opened:
-    """All that comes with the base model."""
-
-    engine: Engine
-    intake: Intake
-    measure: Callable[[MeasureSpec], dict[str, object]]
-    preview: Callable[[PreviewSpec], Preview]
-    inspect: Callable[[InspectSpec], Inspected]
-    details: dict[str, object]  # for the presence row
-    tiers: Tiers
-
-
-def open_engine(settings: Settings, store: BlobStore) -> Opened:
-    """The base model in memory and an engine about it, warmed up. Takes seconds."""
-    base = open_base(
-        entry(settings.base_models, settings.default_base_model),
-        cache_dir=settings.cache_dir,
-        device=settings.device,
-        precision=settings.precision,
-        base_precision=settings.engine_precision,
-    )
-    model = RoutedModel(base.model)
-    context = min(settings.engine_context, base.facts.context)
-    tiers = Tiers(settings, store, model)
-    engine = Engine(
-        model,
-        tiers.load,
-        rows=settings.engine_rows,
-        context=context,
-        adapter_memory_bytes=settings.adapter_memory_bytes,
-        prefix_cache_bytes=settings.prefix_cache_bytes,
-        tier=tiers.tier,
-        base=f"{settings.default_base_model}/{base.revision}/{base.base_precision}/{NAMES[base.dtype]}",
-    )
-    intake = Intake(
-        base.tokenizer,
-        base_model=settings.default_base_model,
-        base_precision=settings.engine_precision,
-        context=context,
-        vocabulary=base.facts.vocabulary,
-        stop_ids=frozenset(base.stop_ids),
-    )
-    _warm_up(engine, intake, settings)
-    inspector = Inspector(store, settings.cache_dir, model, facts_of_base(base))
-    measurer = Measurer(store, settings.cache_dir, base)
-    return Opened(
-        engine, intake, measurer.measure, measurer.preview, inspector.inspect, _details(settings, base, context), tiers
-    )
-
-
-def _details(settings: Settings, base: OpenBase, context: int) -> dict[str, object]:
-    return {
-        "context": context,
-        "vocabulary": base.facts.vocabulary,
-        "base_precision": base.base_precision,
-        "precision": NAMES[base.dtype],
-        "device": base.device.type,
-        "memory_bytes": device_of(settings)["memory_bytes"],
-        "rows": settings.engine_rows,
-        "revision": base.revision,
-    }
-
-
-def _warm_up(engine: Engine, intake: Intake, settings: Settings) -> None:
-    """What libraries put off until a first call shall not be put upon a customer."""
-    spec = GenerateSpec(
-        request_id="warm-up",
-        base_model=settings.default_base_model,
-        base_precision=settings.engine_precision,
-        prompt_ids=(0,) * 8,
-        sampling=SamplingSpec(max_tokens=2),
-    )
-    engine.submit(intake.sequence(spec, lambda _: None))
-    while engine.step():
-        pass
 
 
 class Server(uvicorn.Server):
