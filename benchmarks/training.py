@@ -12,19 +12,14 @@ figures. Ends with 1 where losses differ by more than rounding allows.
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks.training_bench import BASE, LORA, Arm, Bench, Found, compared, console, ours, peer, show
+from benchmarks.training_goal import to_loss
 from core.base.catalogue import entry
 from core.base.load import open_tokenizer
 from core.base.prepare import prepare
@@ -33,8 +28,7 @@ from core.settings import EMBEDDED_BASE_MODELS
 from core.specs.dataset import PromptExample
 
 RESULTS = Path("benchmarks/results/training.json")
-BASE = "smollm2-135m-instruct"
-LORA = {"type": "lora", "r": 16, "lora_alpha": 32.0, "target_modules": "all-linear"}
+ROWS = 240  # of the data, as many as any part reads
 ROW = 176  # tokens: a packed row holds about as many of these as our step has rows, so that both have as much in flight
 PEER_VIRTUAL: dict[str, dict[str, Any]] = {
     "prompt_tuning": {"num_virtual_tokens": 20},
@@ -50,72 +44,6 @@ TRICKS = (
     "head of learned tokens",
 )
 LIMITS = {"fp32": 1e-5, "bf16": 5e-3}  # relative difference of losses
-
-Found = dict[str, Any]
-console = Console(width=120)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One side of a comparison: which program, and its plan."""
-
-    program: str  # "ours" or "peer"
-    plan: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all parts share."""
-
-    options: argparse.Namespace
-    folder: Path  # the base's, converted
-    work: Path  # plans and findings
-
-    def found(self, arm: Arm) -> Found:
-        """What one arm found, in a fresh process."""
-        with tempfile.NamedTemporaryFile(dir=self.work, suffix=".json", delete=False) as file:
-            plan_file = Path(file.name)
-        found_file = plan_file.with_suffix(".found")
-        shared = {
-            "base_model": BASE,
-            "cache": str(self.options.cache),
-            "folder": str(self.folder),
-            "rows": str(self.work / "rows.json"),
-            "threads": self.options.threads,
-            "warm_up": 1,
-        }
-        plan_file.write_text(json.dumps(shared | dict(arm.plan)))
-        python = sys.executable if arm.program == "ours" else self.options.peer_python
-        told = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(self.options.threads)}
-        command = [python, "-m", f"benchmarks.training_{arm.program}", str(plan_file), str(found_file)]
-        done = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{arm.plan} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-        found: Found = json.loads(found_file.read_text())
-        return found
-
-    def in_turns(self, arms: Mapping[str, Arm], rounds: int) -> dict[str, list[Found]]:
-        """Every arm once a round, so many rounds."""
-        found: dict[str, list[Found]] = {name: [] for name in arms}
-        with ThreadPoolExecutor(len(arms) if self.options.together else 1) as pool:
-            for number in range(rounds):
-                for name, one in zip(arms, pool.map(self.found, arms.values()), strict=True):
-                    found[name].append(one)
-                    figure, load = one["cpu_us_per_token"], os.getloadavg()[0]
-                    console.print(f"  round {number + 1} {name}: {figure:,.0f} µs/token, load {load:.1f}")
-        return found
-
-
-def ours(method: Mapping[str, Any], precision: str, steps: int, batch: int, **more: object) -> Arm:
-    """Our trainer."""
-    plan = {"arm": "steps", "method": method, "precision": precision, "steps": steps, "batch": batch, "rate": 2e-4}
-    return Arm("ours", plan | more)
-
-
-def peer(method: Mapping[str, Any], precision: str, steps: int, batch: int, options: Mapping[str, Any]) -> Arm:
-    """TRL's. options: what differs from its defaults."""
-    plan = {"arm": "steps", "method": method, "precision": precision, "steps": steps, "batch": batch, "rate": 2e-4}
-    return Arm("peer", plan | {"options": options})
 
 
 def sft(bench: Bench) -> Found:
@@ -197,23 +125,8 @@ PARTS: dict[str, Callable[[Bench], Found]] = {
     "virtual": virtual,
     "methods": methods,
     "ablation": ablation,
+    "to_loss": to_loss,
 }
-
-
-def compared(found: Mapping[str, Sequence[Found]], ours: str) -> Found:
-    """Medians of every arm, and of its ratio to ours within a round, with that ratio's least and greatest."""
-    arms, base = {}, found[ours]
-    for name, rounds in found.items():
-        ratios = [r["cpu_us_per_token"] / b["cpu_us_per_token"] for r, b in zip(rounds, base, strict=True)]
-        arms[name] = {
-            figure: statistics.median(r[figure] for r in rounds)
-            for figure, value in rounds[0].items()
-            if isinstance(value, float | int)
-        } | {"losses": rounds[0].get("losses", []), "ratio": statistics.median(ratios), "ratios": sorted(ratios)}
-        if "floor_us_per_token" in rounds[0]:
-            shares = [r["floor_us_per_token"] / r["cpu_us_per_token"] for r in rounds]
-            arms[name]["share_of_floor"] = statistics.median(shares)
-    return {"arms": arms, "load": os.getloadavg()}
 
 
 def main() -> int:
@@ -261,34 +174,10 @@ def arguments() -> argparse.Namespace:
 def write_rows(options: argparse.Namespace, file: Path) -> None:
     """The first rows as token ids, and which of them are learned."""
     tokenizer = open_tokenizer(entry(EMBEDDED_BASE_MODELS, BASE), cache_dir=options.cache)
-    lines = [json.loads(line) for line in options.data.read_text(encoding="utf-8").splitlines()[:200]]
+    lines = [json.loads(line) for line in options.data.read_text(encoding="utf-8").splitlines()[:ROWS]]
     examples = [PromptExample(prompt=line["question"] + "\n", completion=line["answer"]) for line in lines]
     rows = encode_all(enumerate(examples, 1), tokenizer, train_on="assistant", max_tokens=1024)
     file.write_text(json.dumps([{"ids": row.ids.tolist(), "learned": row.learned.tolist()} for row in rows]))
-
-
-def show(part: str, found: Found) -> None:
-    """The part's table."""
-    if "greatest_relative_difference" in found:
-        apart, limit = found["greatest_relative_difference"], found["limit"]
-        console.print(f"{part}: losses differ by {apart:.1e} at most; the limit is {limit:.0e}")
-    groups = {part: found} if "arms" in found else {k: v for k, v in found.items() if isinstance(v, dict)}
-    for title, group in groups.items():
-        table = Table(title=title, title_justify="left")
-        for heading in ("arm", "CPU µs/token", "tokens/s", "peak MB", "times ours", "share of floor"):
-            table.add_column(heading, justify="left" if heading == "arm" else "right")
-        for name, arm in group["arms"].items():
-            spread = f"{arm['ratio']:.2f} ({arm['ratios'][0]:.2f}-{arm['ratios'][-1]:.2f})"
-            speed, floor = arm.get("tokens_per_s"), arm.get("share_of_floor")
-            table.add_row(
-                name,
-                f"{arm['cpu_us_per_token']:,.0f}",
-                "" if speed is None else f"{speed:,.0f}",
-                f"{arm['peak_mb']:,.0f}",
-                spread,
-                "" if floor is None else f"{floor:.2f}",
-            )
-        console.print(table)
 
 
 if __name__ == "__main__":

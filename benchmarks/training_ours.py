@@ -5,7 +5,6 @@ moves them little; memory is the peak less what stood after the imports.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,23 +24,25 @@ import core.attention
 import core.frugal
 import core.linear
 import core.trainer
-from benchmarks.training_start import head_inputs, started
+from benchmarks.training_start import head_inputs, peak_kib, started
 from core.base.catalogue import entry
 from core.base.load import OpenBase, open_base
 from core.base.nf4 import dense_weight
 from core.data.batches import Corpus, order
 from core.data.tokens import TokenRow
+from core.effects import Ensemble
 from core.frugal import FrugalBlock
 from core.linear import Head
 from core.losses import CHUNK, NextTokenLoss, next_token_loss
 from core.methods import METHODS, Method
-from core.model import RoutedModel
+from core.model import RoutedModel, Rows
+from core.routing import Routing
 from core.settings import EMBEDDED_BASE_MODELS
 from core.specs.method import LoraSpec, MethodSpec
 from core.specs.training import TrainSpec
 from core.trainer import Failed, Run, Step, train
 
-IMPORTED_KIB = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+IMPORTED_KIB = peak_kib()
 SPECS: TypeAdapter[MethodSpec] = TypeAdapter(MethodSpec)
 
 
@@ -50,7 +51,7 @@ def main(plan_file: str, found_file: str) -> None:
     plan = json.loads(Path(plan_file).read_text())
     torch.set_num_threads(plan["threads"])
     found = ARMS[plan["arm"]](plan)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - IMPORTED_KIB
+    peak = peak_kib() - IMPORTED_KIB
     Path(found_file).write_text(json.dumps(found | {"peak_mb": peak / 1024}))
 
 
@@ -84,6 +85,46 @@ def steps(plan: dict[str, Any]) -> dict[str, Any]:
         tokens_a_step = found["tokens"] // (len(cpu) - plan["warm_up"])
         found["floor_us_per_token"] = floor_us(model, tokens_a_step, learned / found["tokens"])
     return found
+
+
+def to_loss(plan: dict[str, Any]) -> dict[str, Any]:
+    """Steps until the validation loss is as low as the goal, or all that were planned; the loss by step and CPU s."""
+    spec = SPECS.validate_python(plan["method"])
+    base = opened(plan, spec)
+    method = METHODS[spec.type](spec, base.facts, generator=torch.Generator().manual_seed(0))
+    start_alike(method)
+    model = RoutedModel(base.model)
+    rows = json.loads(Path(plan["rows"]).read_text())
+    run = Run(train_spec(spec, plan), method, in_given_order(rows[: plan["batch"] * plan["steps"]], spec))
+    curve: list[dict[str, Any]] = []
+    clock, spent = time.process_time(), 0.0
+    for event in train(model, [run]):
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Step):
+            spent += time.process_time() - clock
+            if event.number % plan["every"] == 0:
+                loss = validated(model, method, rows[-plan["held_out"] :])
+                curve.append({"step": event.number, "cpu_s": spent, "loss": loss})
+                if loss <= plan["goal"]:
+                    break
+            clock = time.process_time()
+    return {"curve": curve, "cpu_us_per_token": 0.0}
+
+
+def validated(model: RoutedModel, method: Method, rows: list[dict[str, Any]]) -> float:
+    """The mean loss of all learned tokens of these rows, one row after another."""
+    total, count, effect = 0.0, 0, method.effect()
+    assert not isinstance(effect, Ensemble)
+    with torch.inference_mode():
+        for row in rows:
+            ids, learned = torch.tensor(row["ids"]), torch.tensor(row["learned"])
+            with model.wearing(Routing.of_rows([effect])):
+                hidden = model(Rows.of([row["ids"]]))
+            said = model.logits(hidden[:-1]).float()
+            total += float(cross_entropy(said[learned[1:]], ids[1:][learned[1:]], reduction="sum"))
+            count += int(learned[1:].sum())
+    return total / count
 
 
 def timed(
@@ -231,7 +272,7 @@ def full_logits(
     return NextTokenLoss(total, int(learned.sum()), 0)
 
 
-ARMS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"steps": steps, "head": head}
+ARMS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"steps": steps, "head": head, "to_loss": to_loss}
 
 PLAIN: dict[str, tuple[Any, str, Any]] = {
     "one node a layer": (core.linear, "_dense", lambda _base: None),

@@ -7,7 +7,6 @@ what the plan says.
 
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -25,9 +24,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
-from benchmarks.training_start import head_inputs, started
+from benchmarks.training_start import head_inputs, peak_kib, started
 
-IMPORTED_KIB = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+IMPORTED_KIB = peak_kib()
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -35,8 +34,8 @@ def main(plan_file: str, found_file: str) -> None:
     """Does what the plan says, writes what was found."""
     plan = json.loads(Path(plan_file).read_text())
     torch.set_num_threads(plan["threads"])
-    found = {"steps": steps, "head": head}[plan["arm"]](plan)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - IMPORTED_KIB
+    found = {"steps": steps, "head": head, "to_loss": to_loss}[plan["arm"]](plan)
+    peak = peak_kib() - IMPORTED_KIB
     Path(found_file).write_text(json.dumps(found | {"peak_mb": peak / 1024}))
 
 
@@ -77,12 +76,65 @@ class InOrder(SFTTrainer):  # type: ignore[misc]  # untyped here
         return loss
 
 
+class Validations(Clock):
+    """Validates every so many steps and stops where the goal is reached; no second of it counts as training."""
+
+    def __init__(self, plan: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.plan, self.rows = plan, rows
+        self.curve: list[dict[str, Any]] = []
+
+    def on_step_end(self, *told: Any, model: Any = None, **_: Any) -> None:
+        """TRL's name."""
+        super().on_step_end()
+        _, state, control = told
+        if state.global_step % self.plan["every"]:
+            return
+        loss = validated(model, self.rows)
+        self.curve.append({"step": state.global_step, "cpu_s": sum(self.cpu), "loss": loss})
+        control.should_training_stop = loss <= self.plan.get("goal", 0.0)
+
+
+def validated(model: Any, rows: list[dict[str, Any]]) -> float:
+    """The mean loss of all learned tokens of these rows, one row after another."""
+    total, count, was_training = 0.0, 0, model.training
+    model.eval()
+    with torch.inference_mode():
+        for row in rows:
+            ids, learned = torch.tensor(row["ids"]), torch.tensor(row["learned"])
+            said = model(input_ids=ids[None]).logits[0, :-1].float()
+            total += float(cross_entropy(said[learned[1:]], ids[1:][learned[1:]], reduction="sum"))
+            count += int(learned[1:].sum())
+    model.train(was_training)
+    return total / count
+
+
+def to_loss(plan: dict[str, Any]) -> dict[str, Any]:
+    """Steps until the validation loss is as low as the goal, or all that were planned; the loss by step and CPU s."""
+    rows = json.loads(Path(plan["rows"]).read_text())
+    clock = Validations(plan, rows[-plan["held_out"] :])
+    trained(plan, rows[: plan["batch"] * plan["steps"]], clock)
+    return {"curve": clock.curve}
+
+
 def steps(plan: dict[str, Any]) -> dict[str, Any]:
     """So many optimiser steps; the first of them warm up and are not counted."""
-    rows = json.loads(Path(plan["rows"]).read_text())
+    clock = Clock()
+    trainer = trained(plan, json.loads(Path(plan["rows"]).read_text()), clock)
+    warm = plan["warm_up"]
+    tokens = sum(trainer.tokens[warm:])
+    return {
+        "tokens": tokens,
+        "cpu_us_per_token": sum(clock.cpu[warm:]) / tokens * 1e6,
+        "tokens_per_s": tokens / sum(clock.wall[warm:]),
+        "losses": trainer.losses,
+    }
+
+
+def trained(plan: dict[str, Any], rows: list[dict[str, Any]], clock: Clock) -> InOrder:
+    """TRL's trainer after all its steps."""
     columns = [{"input_ids": row["ids"], "completion_mask": [int(x) for x in row["learned"]]} for row in rows]
     model = AutoModelForCausalLM.from_pretrained(plan["folder"], dtype=DTYPES[plan["precision"]], local_files_only=True)
-    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer = InOrder(
             model=model,
@@ -95,14 +147,7 @@ def steps(plan: dict[str, Any]) -> dict[str, Any]:
         start_alike(trainer.model)
         torch.set_num_threads(plan["threads"])
         trainer.train()
-    warm = plan["warm_up"]
-    tokens = sum(trainer.tokens[warm:])
-    return {
-        "tokens": tokens,
-        "cpu_us_per_token": sum(clock.cpu[warm:]) / tokens * 1e6,
-        "tokens_per_s": tokens / sum(clock.wall[warm:]),
-        "losses": trainer.losses,
-    }
+    return trainer
 
 
 def config(plan: dict[str, Any], folder: str) -> SFTConfig:
@@ -110,12 +155,11 @@ def config(plan: dict[str, Any], folder: str) -> SFTConfig:
     shared: dict[str, Any] = {
         "per_device_train_batch_size": plan["batch"],
         "max_steps": plan["steps"],
-        "learning_rate": plan["rate"],
-        "lr_scheduler_type": "constant",
-        "warmup_steps": 0,
         "completion_only_loss": True,
         "bf16": plan["precision"] == "bf16",
     }
+    if "rate" in plan:
+        shared |= {"learning_rate": plan["rate"], "lr_scheduler_type": "constant", "warmup_steps": 0}
     quiet = {"output_dir": folder, "report_to": "none", "save_strategy": "no", "use_cpu": True, "disable_tqdm": True}
     return SFTConfig(**shared, **quiet, **plan.get("options", {}))
 

@@ -1,6 +1,7 @@
-"""What both sides of benchmarks/training.py draw alike, so that their losses can be compared. Knows only torch."""
+"""What both sides of benchmarks/training.py draw alike, so that their losses can be compared. Knows torch alone."""
 
 import zlib
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,3 +26,9 @@ def head_inputs(tokens: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor
     learned = torch.rand(tokens, generator=generator) < LEARNED
     learned[0] = False
     return hidden, weight, ids, learned
+
+
+def peak_kib() -> int:
+    """The most that this process ever held. What getrusage says begins with the peak of the process that started it."""
+    said = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(said["VmHWM"].split()[0])
