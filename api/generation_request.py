@@ -132,6 +132,11 @@ class GenerationRequest(BaseModel):
         return -1 if self.service_tier == "flex" else 0
 
     @property
+    def honoured_tier(self) -> str:
+        """The `service_tier` that an answer tells: what it was served at, whatever was asked for."""
+        return "flex" if self.priority < 0 else "default"
+
+    @property
     def wants_usage(self) -> bool:
         """Whether a stream is to end with a chunk of token counts."""
         return bool(self.stream_options and self.stream_options.include_usage)

@@ -40,7 +40,7 @@ class _Chat:
             "object": "chat.completion",
             "choices": [self._choice(row) for row in self._inference.rows],
             "usage": self._inference.counts(),
-            "service_tier": "default",
+            "service_tier": self._body.honoured_tier,
             "system_fingerprint": None,
         }
 
@@ -71,7 +71,8 @@ class _Chat:
         return {**self._chunk_head(), "choices": [choice], **({"usage": None} if self._body.wants_usage else {})}
 
     def _chunk_head(self) -> dict[str, object]:
-        return {**self._head, "object": "chat.completion.chunk", "service_tier": "default", "system_fingerprint": None}
+        told = {"service_tier": self._body.honoured_tier, "system_fingerprint": None}
+        return {**self._head, "object": "chat.completion.chunk", **told}
 
     def _logprobs(self, likelihoods: Sequence[Likelihood]) -> object:
         return None if self._body.n_top_logprobs is None else of_chat(likelihoods)

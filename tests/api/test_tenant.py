@@ -3,7 +3,8 @@
 import dataclasses
 
 import anyio
-from asking import ask
+import pytest
+from asking import ask, events_of
 from serving import client
 
 from api.engine_answers import EngineBusyError, refusal_of
@@ -46,6 +47,14 @@ def test_weights_deadlines_and_flex_reach_the_engine(service, engine):
     weighed = service.settings.model_copy(update={"tenant_weights": {service.account.project_id: 3.0}})
     assert queue_of(service.account, weighed).weight == 3.0
     assert queue_of(service.account, service.settings).weight == 1.0
+
+
+@pytest.mark.parametrize(("asked", "told"), [("flex", "flex"), ("priority", "default"), ("auto", "default")])
+@pytest.mark.usefixtures("engine")
+def test_an_answer_tells_the_tier_that_it_was_served_at(asked, told, service):
+    assert ask(service, service_tier=asked).json()["service_tier"] == told
+    first, *_ = events_of(ask(service, service_tier=asked, stream=True).text)
+    assert first["service_tier"] == told
 
 
 def test_nobody_can_choose_to_go_before_others(service, engine):
