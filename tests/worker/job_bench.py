@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import select, update
 
-from core.blobs import open_store
+from core.blobs import MissingBlob, open_store
 from core.records import datasets, jobs
 from core.records.accounts import account_of, ensure_first_key
 from core.records.database import Database
@@ -178,15 +178,22 @@ class JobBench:
     def assert_sound(self):
         """What the records name is in the store, and right; no superseded attempt had the last word."""
         with self.db.session() as session:
-            named = [*session.scalars(select(Adapter.blob_sha256)), *session.scalars(select(File.blob_sha256))]
-            named += filter(None, session.scalars(select(Checkpoint.state_sha256)))
-            named += filter(None, session.scalars(select(Checkpoint.adapter_sha256)))
             ids = session.scalars(select(Job.id)).all()
-        for sha256 in named:
-            assert hashlib.sha256(b"".join(self.blobs.read(sha256))).hexdigest() == sha256
+        for sha256 in (names := self._named()):
+            try:
+                assert hashlib.sha256(b"".join(self.blobs.read(sha256))).hexdigest() == sha256
+            except MissingBlob:
+                # Of a job at work the state of an older checkpoint goes once a newer one is written down.
+                assert sha256 not in self._named(), f"{sha256} is named and not there, one of {len(names)}"
         for job_id in ids:
             epochs = [event.lease_epoch for event in self.events(job_id) if event.kind != "fenced"]
             assert epochs == sorted(epochs), "a superseded attempt wrote after the one that took over"
+
+    def _named(self):
+        with self.db.session() as session:
+            named = [*session.scalars(select(Adapter.blob_sha256)), *session.scalars(select(File.blob_sha256))]
+            named += filter(None, session.scalars(select(Checkpoint.state_sha256)))
+            return named + list(filter(None, session.scalars(select(Checkpoint.adapter_sha256))))
 
     def strays(self):
         """The processes that were started with this installation's folder for temporary files, and live."""
