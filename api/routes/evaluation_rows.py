@@ -34,6 +34,9 @@ class FileRequest(Spec):
     filename: str = Field("evaluation.jsonl", min_length=1, max_length=255)
 
 
+_PLAIN = FileRequest()
+
+
 @router.get("", response_model=None)
 def list_rows(account: AccountDep, resources: ResourcesDep, after: After = None, limit: Limit = 20) -> shapes.Shape:
     """The project's rows, newest first."""
@@ -63,7 +66,7 @@ def content(account: AccountDep, resources: ResourcesDep) -> Response:
 
 
 @router.post("/file", response_model=None)
-def make_file(body: FileRequest, account: AccountDep, resources: ResourcesDep) -> shapes.Shape:
+def make_file(account: AccountDep, resources: ResourcesDep, body: FileRequest = _PLAIN) -> shapes.Shape:
     """All of them as a file of the project, such as a job takes for its validation. The rows stay."""
     with resources.database.session() as session:
         text = b"".join(evaluation_rows.lines(session, account))

@@ -28,6 +28,7 @@ PAGES = {
     "adapters": "/admin/adapters",
     "adapter": "/admin/adapters/{adapter}",
     "playground": "/admin/playground",
+    "kept-answers": "/admin/playground/rows",
     "workers": "/admin/workers",
     "keys": "/admin/keys",
     "usage": "/admin/usage",

@@ -16,7 +16,7 @@ from core.records.tables import BrowserSession
 WHOLE = "/admin /admin/data /admin/jobs /admin/jobs/new /admin/adapters /admin/playground /admin/workers /admin/keys"
 PLACES = [
     *WHOLE.split(),
-    *("/admin/usage", "/admin/audit", "/admin/settings"),
+    *("/admin/usage", "/admin/audit", "/admin/settings", "/admin/playground/rows"),
     *(
         f"/admin/{place}"
         for place in ("data/{file}", "jobs/{done}", "jobs/{failed}", "jobs/{running}", "jobs/{waiting}")
