@@ -1,6 +1,7 @@
 """Where an adapter comes from, as a drawing: boxes in columns from left to right, joined by curves.
 
-Only numbers: the template writes the SVG. Every box stands right of all that went before it.
+Only numbers: the template writes the SVG. Every box stands right of all that went before it, and a dataset stands
+before each job that used it, so that no curve runs behind a box that it has nothing to do with.
 """
 
 from collections.abc import Mapping
@@ -13,12 +14,15 @@ ACROSS, DOWN = 104, 22  # between boxes
 MARGIN = 8
 PLACES = {"adapter": "/admin/adapters/", "job": "/admin/jobs/", "file": "/admin/data/"}
 
+Key = tuple[str, str]  # of a box: its node's id and, of a dataset, the job's that it stands before
+
 
 @dataclass(frozen=True)
 class Box:
-    """One thing. x, y: its upper left corner. href: its page, if it has one."""
+    """One thing. label: its name as it fits in. x, y: its upper left corner. href: its page, if it has one."""
 
     node: Node
+    label: str
     x: int
     y: int
     href: str | None
@@ -49,48 +53,57 @@ class Drawing:
 def drawn(found: Lineage) -> Drawing:
     """Where everything of a lineage stands."""
     edges = [edge for edge in found.edges if edge.source in found.nodes and edge.target in found.nodes]
-    columns = _columns(found.nodes, edges)
+    nodes = {(name, ""): node for name, node in found.nodes.items() if node.kind != "file"}
+    ties = list[tuple[Key, Key, Edge]]()
+    for edge in edges:
+        node = found.nodes[edge.source]
+        source = (edge.source, edge.target if node.kind == "file" else "")
+        nodes[source] = node
+        ties.append((source, (edge.target, ""), edge))
+    columns = _columns(nodes, [(source, target) for source, target, _ in ties])
     tallest = max(map(len, columns))
-    boxes = dict[str, Box]()
+    boxes = dict[Key, Box]()
     for across, column in enumerate(columns):
         top = MARGIN + (tallest - len(column)) * (HEIGHT + DOWN) // 2
-        for down, name in enumerate(column):
-            node = found.nodes[name]
+        for down, key in enumerate(column):
             x, y = MARGIN + across * (WIDTH + ACROSS), top + down * (HEIGHT + DOWN)
-            boxes[name] = Box(node, x, y, _href(node))
+            boxes[key] = Box(nodes[key], _label(nodes[key]), x, y, _href(nodes[key]))
     width = 2 * MARGIN + len(columns) * (WIDTH + ACROSS) - ACROSS
     height = 2 * MARGIN + tallest * (HEIGHT + DOWN) - DOWN
-    return Drawing(list(boxes.values()), [_line(edge, boxes) for edge in edges], width, height)
+    lines = [_line(edge, boxes[source], boxes[target]) for source, target, edge in ties]
+    return Drawing(list(boxes.values()), lines, width, height)
 
 
-def _columns(nodes: Mapping[str, Node], edges: list[Edge]) -> list[list[str]]:
+def _columns(nodes: Mapping[Key, Node], ties: list[tuple[Key, Key]]) -> list[list[Key]]:
     """Each node in the first column behind all its sources; within it, beside them. The graph has no circles."""
-    sources: dict[str, list[str]] = {name: [] for name in nodes}
-    for edge in edges:
-        sources[edge.target].append(edge.source)
-    depth = dict.fromkeys(nodes, 0)
-    for _ in nodes:
-        deeper = {name: max((depth[source] + 1 for source in before), default=0) for name, before in sources.items()}
-        if deeper == depth:
-            break
-        depth = deeper
+    sources: dict[Key, list[Key]] = {key: [] for key in nodes}
+    targets: dict[Key, list[Key]] = {key: [] for key in nodes}
+    for source, target in ties:
+        sources[target].append(source)
+        targets[source].append(target)
+    depth = _depths(sources)
     # What begins a chain stands directly before what it is used for, and not at the far left.
-    for name in nodes:
-        later = [depth[edge.target] for edge in edges if edge.source == name]
-        if later and not sources[name]:
-            depth[name] = min(later) - 1
-    columns: list[list[str]] = [[] for _ in range(max(depth.values()) + 1)]
-    row = dict[str, float]()
-    for name in sorted(nodes, key=lambda name: (depth[name], nodes[name].created_at or 0.0, name)):
-        columns[depth[name]].append(name)
-    for column in columns:
-        column.sort(key=lambda name: _mean([row[source] for source in sources[name] if source in row]))
-        row.update((name, number - len(column) / 2) for number, name in enumerate(column))
+    for key, later in targets.items():
+        if later and not sources[key]:
+            depth[key] = min(depth[target] for target in later) - 1
+    columns: list[list[Key]] = [[] for _ in range(max(depth.values()) + 1)]
+    for key in sorted(nodes, key=lambda key: (nodes[key].kind == "file", nodes[key].created_at or 0.0, key)):
+        columns[depth[key]].append(key)
     return columns
 
 
-def _line(edge: Edge, boxes: Mapping[str, Box]) -> Line:
-    source, target = boxes[edge.source], boxes[edge.target]
+def _depths(sources: Mapping[Key, list[Key]]) -> dict[Key, int]:
+    """Of each, how many ties the longest way to it has."""
+    depth = dict.fromkeys(sources, 0)
+    for _ in sources:
+        deeper = {key: max((depth[source] + 1 for source in before), default=0) for key, before in sources.items()}
+        if deeper == depth:
+            break
+        depth = deeper
+    return depth
+
+
+def _line(edge: Edge, source: Box, target: Box) -> Line:
     x, y = source.x + WIDTH, source.y + HEIGHT // 2
     to_x, to_y = target.x, target.y + HEIGHT // 2
     bend = (to_x - x) // 2
@@ -98,9 +111,11 @@ def _line(edge: Edge, boxes: Mapping[str, Box]) -> Line:
     return Line(edge, source.node.name, target.node.name, path, x + 5, y - 5)
 
 
+def _label(node: Node) -> str:
+    """Of a model's name ft:BASE:ORG:SUFFIX:… what tells it from others."""
+    parts = node.name.split(":", 3)
+    return parts[3].strip(":") if node.name.startswith("ft:") and len(parts) > 3 else node.name  # noqa: PLR2004
+
+
 def _href(node: Node) -> str | None:
     return PLACES[node.kind] + node.id if node.kind in PLACES and not node.is_deleted else None
-
-
-def _mean(numbers: list[float]) -> float:
-    return sum(numbers) / len(numbers) if numbers else 0.0

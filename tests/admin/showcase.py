@@ -12,7 +12,7 @@ import core.data.formats
 from core.blobs import open_store
 from core.records import jobs, presences, usage
 from core.records.database import now_s
-from core.records.tables import Job, Presence, new_id
+from core.records.tables import Job, Presence, Usage, new_id
 
 SAMPLES = Path(core.data.formats.__file__).parent / "samples"
 LAYERS = [
@@ -52,8 +52,11 @@ def furnish(service) -> dict[str, str]:
                 request_id=new_id("req_"),
                 model=model,
                 prompt_tokens=80 + n,
-                completion_tokens=30 + n,
+                completion_tokens=30 + n * n,
             )
+    with service.database.writing() as session:  # over three weeks
+        days = (Usage.completion_tokens % 19) * 86_400
+        session.execute(update(Usage).values(created_at=Usage.created_at - days))
     adapter = versions(service, **both)
     operate(service)
     return {"adapter": adapter, "file": tickets, "done": done, "failed": failed, "running": running, "waiting": waiting}
@@ -76,8 +79,8 @@ def operate(service) -> None:
     with service.database.writing() as session:
         over = {"state": "failed", "finished_at": now_s(), "attempt": 3, **ended}
         session.execute(update(Job).where(Job.id == given_up).values(**over))
-    held = {one["sha256"]: 4 for one in service.http.get("/v1/adapters").json()["data"]}
-    by_adapter = {sha256: {"tier": tier, "requests": 41} for sha256, tier in zip(held, ("device", "disk"), strict=False)}
+    held = [one["sha256"] for one in service.http.get("/v1/adapters").json()["data"]]
+    by_adapter = {held[n]: {"tier": tier, "requests": 41} for n, tier in enumerate(("device", "disk"))}
     status = {"running": 5, "rows": 16, "waiting": 0, "tokens": 48_211, "by_adapter": by_adapter}
     device = {"kind": "cpu", "memory_bytes": 33_500_000_000}
     for worker_id, role, details in (
@@ -110,6 +113,7 @@ def finished(service, steps=140, **fields) -> str:
         details={"parameters": 4_884_480, "base_precision": "bf16"},
         step=steps,
         trained_tokens=61_234,
+        outcome={"served_step": steps // 30 * 30, "best_step": None, "best_valid_loss": None, "stopped_early": False},
     )
     return job_id
 

@@ -110,6 +110,7 @@ def test_one_prompt_is_answered_by_several_models_side_by_side(service, page):
     with running(service) as engine:
         page.goto(f"{service.url}/admin/playground?model={name}")
         page.get_by_label("Prompt").fill("hello")
+        page.get_by_text("Instruction and sampling").click()
         page.get_by_label("Most tokens").fill("12")
         page.get_by_label("Mark what differs").check()
         page.get_by_role("button", name="Ask them").click()

@@ -13,8 +13,9 @@ from core.specs.method import SPECS, LoraSpec
 from core.specs.training import HyperparametersRequest, TrainingRequest
 
 PLACES = [
-    "/admin", "/admin/data", "/admin/jobs", "/admin/jobs/new", "/admin/adapters", "/admin/playground", "/admin/playground/rows",
-    "/admin/workers", "/admin/keys", "/admin/usage", "/admin/audit", "/admin/settings", "/admin/sign-in",
+    "/admin", "/admin/data", "/admin/jobs", "/admin/jobs/new", "/admin/adapters", "/admin/playground",
+    "/admin/playground/rows", "/admin/workers", "/admin/keys", "/admin/usage", "/admin/audit", "/admin/settings",
+    "/admin/sign-in",
 ]  # fmt: skip
 
 

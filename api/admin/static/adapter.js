@@ -1,5 +1,10 @@
 // Lets an alias mean this adapter, once it was said which version it moves from and to.
 "use strict";
+// Where the drawing is wider than its place, what the page is about is what is seen first.
+const here = document.querySelector(".lineage rect.here");
+const room = here?.closest(".scroll");
+if (here) room.scrollLeft = Number(here.getAttribute("x")) - room.clientWidth / 2 + Number(here.getAttribute("width")) / 2;
+
 document.getElementById("promote")?.addEventListener("submit", async (event) => {
   event.preventDefault();
   const { ask, confirmed, make, t } = Graft;
