@@ -108,7 +108,7 @@ def _line(edge: Edge, source: Box, target: Box) -> Line:
     to_x, to_y = target.x, target.y + HEIGHT // 2
     bend = (to_x - x) // 2
     path = f"M{x} {y}C{x + bend} {y} {to_x - bend} {to_y} {to_x} {to_y}"
-    return Line(edge, source.node.name, target.node.name, path, x + 5, y - 5)
+    return Line(edge, source.node.name, target.node.name, path, x + 5, y - 5 if to_y >= y else y + 15)
 
 
 def _label(node: Node) -> str:

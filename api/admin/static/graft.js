@@ -91,5 +91,8 @@ const Graft = (() => {
     }
   });
 
+  // On a phone the navigation is wider than its place.
+  document.querySelector("nav a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+
   return { ask, confirmed, csrf: () => meta("csrf"), make, notice, problemOf, t };
 })();
