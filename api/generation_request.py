@@ -174,10 +174,13 @@ class MessageRequest(BaseModel):
         return ChatMessage(role="system" if self.role == "developer" else self.role, content=content)
 
 
+Turns = Annotated[tuple[MessageRequest, ...], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
 class Conversation(GenerationRequest):
     """What is continued as a chat."""
 
-    messages: Annotated[tuple[MessageRequest, ...], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Turns
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
 
     def new_tokens(self) -> int | None:
@@ -209,10 +212,28 @@ class ChatRequest(Conversation):
 
 
 class CompareRequest(Conversation):
-    """POST /v1/compare: one conversation, several models."""
+    """POST /v1/compare: several models, one conversation or each its own."""
 
     models: Annotated[tuple[ModelName, ...], Field(min_length=1, max_length=MAX_MODELS)]
+    messages: Annotated[tuple[MessageRequest, ...], Field(max_length=MAX_MESSAGES)] = ()
+    conversations: Annotated[tuple[Turns, ...], Field(max_length=MAX_MODELS)] | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _something_for_each(self) -> Self:
+        if bool(self.messages) == (self.conversations is not None):
+            words = "give either messages, which all models answer, or conversations, one for each of models"
+            raise refused_together("messages", words)
+        if self.conversations is not None and len(self.conversations) != len(self.models):
+            words = f"give one conversation for each of the {len(self.models)} models; found {len(self.conversations)}"
+            raise refused_together("conversations", words)
+        return self
+
+    def asked(self) -> tuple[tuple[ChatMessage, ...], ...]:
+        """What each model is to answer, in the order of models."""
+        if self.conversations is None:
+            return (self.conversation(),) * len(self.models)
+        return tuple(tuple(turn.message() for turn in turns) for turns in self.conversations)
 
 
 class CompletionRequest(GenerationRequest):

@@ -28,6 +28,7 @@ from api.routes import (
     completions,
     embeddings,
     estimate,
+    evaluation_rows,
     files,
     fine_tuning,
     health,
@@ -64,7 +65,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.router.route_class = Guarded
     of_models = (chat, completions, embeddings, classify, compare)
     of_jobs = (fine_tuning, job_moves, job_stream, job_metrics, estimate, preview)
-    for routes in (health, files, *of_jobs, models, adapter_versions, adapters, *of_models, workers, account):
+    of_operators = (workers, account)
+    of_data = (files, evaluation_rows)
+    for routes in (health, *of_data, *of_jobs, models, adapter_versions, adapters, *of_models, *of_operators):
         app.include_router(routes.router)
     app.add_middleware(Edge, metrics=resources.metrics)
     for router in admin.ROUTERS:

@@ -1,59 +1,63 @@
-"""/admin/adapters and /admin/playground: what was made, and what it says beside others."""
+"""/admin/adapters: what was made, the versions of one suffix together; and one of them looked into."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from api import errors
+from api.adapter_answers import shapes_of
 from api.admin.door import Page
+from api.admin.lineage_drawing import drawn
 from api.admin.render import render
 from api.deps import AccountDep, After, Id, ResourcesDep
-from api.generation_request import MAX_MODELS
-from core.records import adapters, jobs
-from core.records.residency import holdings
+from core.records import adapters, aliases, families, jobs
+from core.records.lineage import lineage
+from core.records.pages import Page as Rows
 
 router = APIRouter(prefix="/admin", route_class=Page, include_in_schema=False)
+
+CHECKPOINTS = 10
+VERSIONS = 50
 
 
 @router.get("/adapters", response_model=None)
 def show(request: Request, account: AccountDep, resources: ResourcesDep, after: After = None) -> Response:
-    """The project's adapters, newest first."""
+    """The project's adapters by family, the newest first."""
     with resources.database.session() as session, errors.unknown_cursor():
-        page = adapters.listed(session, account, after=after)
-    return render(request, "adapters.html", page=page, base_models=list(resources.settings.base_models))
+        heads = families.listed(session, account, after=after)
+        found = families.of_heads(session, account, heads.rows)
+        rows = [row for family in found for row in family.versions]
+        shapes = {shape["id"]: shape for shape in shapes_of(session, account, Rows(rows, has_more=False))["data"]}
+    bases = list(resources.settings.base_models)
+    return render(
+        request, "adapters.html", page=heads, families=found, shapes=shapes, base_models=bases, is_first=not after
+    )
 
 
 @router.get("/adapters/{adapter_id}", response_model=None)
 def one(request: Request, adapter_id: Id, account: AccountDep, resources: ResourcesDep) -> Response:
-    """One adapter: its file, its origin, and where it is resident."""
+    """One adapter: its file, its versions and aliases, its origin, how good it is, and where it is resident."""
     with resources.database.session() as session:
         adapter = adapters.find(session, account, adapter_id)
         if adapter is None:
             raise errors.adapter_not_found(adapter_id)
         job = jobs.find(session, account, adapter.job_id) if adapter.job_id else None
-        checkpoints = jobs.checkpoints(session, account, job.id, limit=10).rows if job else []
-        holders = holdings(session).get(adapter.blob_sha256, [])
+        checkpoints = jobs.checkpoints(session, account, job.id, limit=CHECKPOINTS).rows if job else []
+        family = adapter.family
+        kin = aliases.versions(session, account, family, limit=VERSIONS) if family else Rows([adapter], has_more=False)
+        shapes = {shape["id"]: shape for shape in shapes_of(session, account, kin)["data"]}
+        shapes |= {adapter.id: shapes_of(session, account, Rows([adapter], has_more=False))["data"][0]}
+        named = aliases.of_family(session, account, family) if family else {}
+        traced = lineage(session, account, adapter)
     return render(
         request,
         "adapter.html",
         adapter=adapter,
+        shape=shapes[adapter.id],
         job=job,
         checkpoints=checkpoints,
-        holders=[(one.engine_id, one.tier) for one in holders],
-    )
-
-
-@router.get("/playground", response_model=None)
-def playground(
-    request: Request, account: AccountDep, resources: ResourcesDep, model: Annotated[list[str] | None, Query()] = None
-) -> Response:
-    """One prompt to several models, the base among them unless models are named."""
-    with resources.database.session() as session:
-        own = adapters.models(session, account)
-    names = [*resources.settings.base_names, *(one.name for one in own)]
-    chosen = [name for name in model or [] if name in names]
-    first = [resources.settings.default_base_model, *(chosen or names[len(resources.settings.base_names) :][:1])]
-    return render(
-        request, "playground.html", names=names, chosen=list(dict.fromkeys(first))[:MAX_MODELS], most=MAX_MODELS
+        kin=kin.rows,
+        shapes=shapes,
+        named=named,
+        lineage=traced,
+        drawing=drawn(traced),
     )

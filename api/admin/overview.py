@@ -6,8 +6,9 @@ from starlette.responses import Response
 from api.admin.door import Page
 from api.admin.render import render
 from api.deps import AccountDep, ResourcesDep
-from core.records import jobs, presences
-from core.records.overview import overview
+from api.worker_answers import shape_of
+from core.records import jobs, workers
+from core.records.overview import failures, overview
 
 router = APIRouter(prefix="/admin", route_class=Page, include_in_schema=False)
 
@@ -20,14 +21,15 @@ def show(request: Request, account: AccountDep, resources: ResourcesDep) -> Resp
     with resources.database.session() as session:
         glance = overview(session, account)
         recent = jobs.listed(session, account, limit=RECENT)
-        engines, trainers = presences.alive(session, "engine"), presences.alive(session, "trainer")
+        alive = [shape_of(one, is_admin=False) for one in workers.living(session, account)]
+        troubles = failures(session, account)
     return render(
         request,
         "overview.html",
         glance=glance,
         recent=recent.rows,
-        engines=engines,
-        trainers=trainers,
+        alive=alive,
+        troubles=troubles,
         steps=_steps(glance.n_files, sum(glance.by_state.values()), glance.n_adapters, glance.n_requests),
     )
 

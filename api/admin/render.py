@@ -140,6 +140,14 @@ def shown_number(number: float | None) -> str:
     return NOTHING if number is None else f"{number:,.0f}".replace(",", "\u202f")
 
 
+def middle(text: str, most: int) -> str:
+    """A name of at most so many characters: of a longer one beginning and end."""
+    if len(text) <= most:
+        return text
+    tail = most // 2 - 1
+    return f"{text[: most - tail - 1]}…{text[-tail:]}"
+
+
 def stamp(at_s: float | None) -> str:
     """A moment as machines read it, in UTC."""
     return "" if at_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
@@ -155,5 +163,5 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     templates.globals.update(asset=asset)
-    templates.filters.update(bytes=shown_bytes, number=shown_number, stamp=stamp)
+    templates.filters.update(bytes=shown_bytes, number=shown_number, stamp=stamp, middle=middle)
     return templates

@@ -1,4 +1,4 @@
-"""POST /v1/compare: one conversation, several models, side by side in one batch."""
+"""POST /v1/compare: several models side by side in one batch, on one conversation or each on its own."""
 
 import time
 from collections.abc import Mapping
@@ -21,13 +21,12 @@ router = APIRouter(prefix="/v1/compare", route_class=Guarded)
 
 @router.post("", response_model=None)
 async def create(request: Request, body: CompareRequest) -> Response:
-    """Asks every model the same with the same seed. One that fails does not end the others."""
+    """Asks every model with the same seed. One that fails does not end the others."""
     targets = [await target_of(request, name, body.base_precision) for name in body.models]
     asked = body.model_copy(update={"seed": draw_seed(body)})
-    messages = body.conversation()
     columns = [
         _Column(index, Inference(request, target, asked, [messages], part=str(index)))
-        for index, target in enumerate(targets)
+        for index, (target, messages) in enumerate(zip(targets, body.asked(), strict=True))
     ]
     comparison = _Comparison(columns, asked)
     return EventStream(comparison.stream) if body.stream else WatchedJSON(comparison.complete)

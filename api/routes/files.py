@@ -1,7 +1,6 @@
 """/v1/files: datasets come in here, and are read through before they are kept."""
 
 import secrets
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,11 +10,11 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import StreamingResponse
 
 from api import errors, shapes
+from api.dataset_check import validated
 from api.deps import AccountDep, After, OwnedFile, ResourcesDep
 from api.guard import Guarded
 from api.multipart import Form, read_form
 from api.resources import Resources
-from core.data import formats
 from core.records import datasets
 from core.records.accounts import Account
 from core.records.tables import File
@@ -86,7 +85,7 @@ def _keep(resources: Resources, account: Account, form: Form, path: Path) -> sha
     purpose, expires_after_s = _purpose(form), _expires_after_s(form)
     if form.size_bytes > resources.settings.max_upload_bytes:
         raise errors.too_large(resources.settings.max_upload_bytes)
-    validation = _validated(path, resources.settings.max_unpacked_bytes) if purpose == "fine-tune" else None
+    validation = validated(path, resources.settings.max_unpacked_bytes) if purpose == "fine-tune" else None
     blob = resources.blobs.put(path)
     with resources.database.writing() as session:
         file: File = datasets.add(
@@ -99,29 +98,6 @@ def _keep(resources: Resources, account: Account, form: Form, path: Path) -> sha
             expires_after_s=expires_after_s,
         )
     return shapes.file(file)
-
-
-def _validated(path: Path, max_unpacked_bytes: int) -> shapes.Shape:
-    report = formats.check(path, max_unpacked_bytes=max_unpacked_bytes)
-    if not report.n_faults:
-        return {
-            "valid": True,
-            "format": report.format,
-            "container": report.container,
-            "n_examples": report.n_examples,
-            "errors": [],
-            "n_warnings": report.n_warnings,
-            "warnings": [asdict(fault) for fault in report.warnings],
-        }
-    first, more = report.faults[0], report.n_faults - 1
-    field = f", field {first.field}" if first.field else ""
-    raise errors.bad_request(
-        f"Line {first.line}{field}: {first.message}" + (f" (and {more} more)" if more else ""),
-        param="file",
-        code="invalid_training_file",
-        details=[asdict(fault) for fault in report.faults],
-        n_errors=report.n_faults,
-    )
 
 
 def _purpose(form: Form) -> str:

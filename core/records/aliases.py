@@ -69,6 +69,7 @@ def move(session: Session, account: Account, adapter: Adapter, alias: str) -> Ad
         raise UnfitAlias("the adapter has no suffix, so it is a version of nothing: give its job a suffix")
     session.execute(select(Project.id).where(Project.id == adapter.project_id).with_for_update(key_share=True))
     row = _pointing(session, account, adapter.family, alias)
+    before = "" if row is None else f" from v{session.get_one(Adapter, row.adapter_id).version}"
     if row is None:
         row = AdapterAlias(
             id=new_id("alias-"),
@@ -79,7 +80,7 @@ def move(session: Session, account: Account, adapter: Adapter, alias: str) -> Ad
         )
     row.adapter_id, row.moved_at = adapter.id, clock(session)
     session.add(row)
-    audit.note(session, account, "alias.moved", f"{adapter.family}@{alias} to v{adapter.version}")
+    audit.note(session, account, "alias.moved", f"{adapter.family}@{alias}{before} to v{adapter.version}")
     session.flush()
     return row
 
@@ -92,6 +93,13 @@ def remove(session: Session, account: Account, family: str, alias: str) -> bool:
     session.delete(row)
     audit.note(session, account, "alias.removed", f"{family}@{alias}")
     return True
+
+
+def of_family(session: Session, account: Account, family: str) -> dict[str, int]:
+    """The family's aliases in their order, each with the version that it means now."""
+    mine = select(AdapterAlias.alias, Adapter.version).join(Adapter, Adapter.id == AdapterAlias.adapter_id)
+    rows = session.execute(mine.where(*of(AdapterAlias, account), AdapterAlias.family == family))
+    return {alias: version or 0 for alias, version in sorted(rows)}
 
 
 def pointing_to(session: Session, account: Account, adapter_ids: Collection[str]) -> dict[str, list[str]]:

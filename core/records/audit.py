@@ -51,3 +51,9 @@ def listed(
     if (until := sought.get("until")) is not None:
         entries = entries.where(AuditEntry.created_at < until)
     return page(session, entries, [AuditEntry.created_at, AuditEntry.id], after=after, limit=limit)
+
+
+def actions(session: Session, account: Account) -> list[str]:
+    """What kinds of action the project has seen, in the order of the alphabet."""
+    seen = select(AuditEntry.action).where(*of(AuditEntry, account)).distinct()
+    return sorted(session.scalars(seen))

@@ -3,6 +3,7 @@
 Reads only what is the account's own. What was deleted since still stands in the graph, as deleted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -49,14 +50,17 @@ class Lineage:
 
 
 def lineage(session: Session, account: Account, adapter: Adapter) -> Lineage:
-    """All that went before the account's adapter, and the jobs and adapters that went on from it."""
+    """All that went before the account's adapter, and the jobs and adapters that went on from it, and from those."""
     walk = _Walk(session, account)
     walk.adapter(adapter)
     walk.go()
-    for job in session.scalars(walk.going_on_from(adapter).limit(MOST)):
-        if job.id not in walk.found.nodes:
-            walk.job(job, {adapter.blob_sha256: adapter.id})
-            walk.made_by(job)
+    later = [adapter]
+    while later:
+        source = later.pop(0)
+        for job in session.scalars(walk.going_on_from(source).limit(MOST)):
+            if job.id not in walk.found.nodes:
+                walk.job(job, {source.blob_sha256: source.id})
+                later += walk.made_by(job)
     walk.go()
     return walk.found
 
@@ -96,11 +100,13 @@ class _Walk:
             self._tie(row.retry_of, row.id, "retry_of")
             self._jobs.append(row.retry_of)
 
-    def made_by(self, job: Job) -> None:
+    def made_by(self, job: Job) -> Sequence[Adapter]:
         """The adapter of a job, if it has one."""
-        row = self._session.scalars(select(Adapter).where(*of(Adapter, self._account), Adapter.job_id == job.id))
-        if (adapter := row.one_or_none()) is not None:
-            self.adapter(adapter)
+        mine = select(Adapter).where(*of(Adapter, self._account), Adapter.job_id == job.id)
+        rows = self._session.scalars(mine).all()
+        for row in rows:
+            self.adapter(row)
+        return rows
 
     def going_on_from(self, adapter: Adapter) -> Select[Job]:
         """The account's jobs that went on from an adapter, or started from it."""

@@ -1,10 +1,12 @@
 """A project at a glance: how much there is of everything, and how many tokens went where."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from core.records.database import clock
 from core.records.scope import Account, of
 from core.records.tables import Adapter, File, Job, Usage
 
@@ -13,7 +15,10 @@ DAY_S = 86_400.0
 
 @dataclass(frozen=True)
 class Overview:
-    """by_state: jobs. Tokens trained are those of jobs that have ended; tokens served are prompts' and answers'."""
+    """by_state: jobs. Tokens trained are those of all jobs; tokens served are prompts' and answers'.
+
+    today: served since midnight in UTC.
+    """
 
     by_state: dict[str, int]
     n_files: int
@@ -21,6 +26,7 @@ class Overview:
     n_requests: int
     tokens_trained: int
     tokens_served: int
+    today: int
 
 
 def overview(session: Session, account: Account) -> Overview:
@@ -30,6 +36,8 @@ def overview(session: Session, account: Account) -> Overview:
     adapters = select(func.count()).where(*of(Adapter, account), Adapter.deleted_at.is_(None))
     trained = select(func.coalesce(func.sum(Job.trained_tokens), 0)).where(*of(Job, account))
     tokens = func.coalesce(func.sum(Usage.prompt_tokens + Usage.completion_tokens), 0)
+    midnight = clock(session) // DAY_S * DAY_S
+    today = session.scalar(select(tokens).where(*of(Usage, account), Usage.created_at >= midnight))
     n_requests, served = session.execute(select(func.count(), tokens).where(*of(Usage, account))).one()
     return Overview(
         by_state=dict(session.execute(states).all()),
@@ -38,4 +46,14 @@ def overview(session: Session, account: Account) -> Overview:
         n_requests=n_requests,
         tokens_trained=int(session.scalar(trained) or 0),
         tokens_served=int(served),
+        today=int(today or 0),
     )
+
+
+def failures(session: Session, account: Account, *, limit: int = 3) -> Sequence[Job]:
+    """The newest jobs that failed in the last week and were not tried once more since."""
+    again = select(Job.retry_of).where(*of(Job, account), Job.retry_of.is_not(None))
+    lately = (Job.state == "failed", Job.finished_at > clock(session) - 7 * DAY_S, Job.id.not_in(again))
+    return session.scalars(
+        select(Job).where(*of(Job, account), *lately).order_by(Job.finished_at.desc()).limit(limit)
+    ).all()

@@ -52,3 +52,9 @@ def dead_letters(session: Session, account: Account, *, after: str | None = None
     """The account's jobs that were given up, newest first: their attempts died, which nothing in them explains."""
     given_up = select(Job).where(*of(Job, account), Job.state == "failed", Job.error_code.in_(GIVEN_UP))
     return page(session, given_up, [Job.created_at, Job.id], after=after, limit=limit)
+
+
+def retried(session: Session, account: Account, job_ids: Collection[str]) -> dict[str, str]:
+    """Those of these jobs that were tried once more, each with the newest job that does so."""
+    again = select(Job.retry_of, Job.id).where(*of(Job, account), Job.retry_of.in_(job_ids)).order_by(Job.created_at)
+    return {before or "": job_id for before, job_id in session.execute(again)}

@@ -1,40 +1,20 @@
 """What the service remembers, as tables. Every row of a customer's belongs to an organisation and a project.
 
-Times are seconds since 1970 by the database's own clock (records/database.py: now_s). Ids are opaque and made here.
+Times are seconds since 1970 by the database's own clock (records/database.py: now_s). Ids are opaque and made in
+records/table.py, where all that tables share is at home.
 """
 
-import secrets
-from typing import Any, ClassVar
+from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, UniqueConstraint
+from sqlalchemy.orm import Mapped, mapped_column
 
-SHA256 = String(64)
-ID = String(64)
-DOCUMENT = JSON(none_as_null=True)  # None is SQL's NULL, not the JSON document null
+from core.records.table import ID, SHA256, Owned, Table, new_id
+
+__all__ = ["Owned", "Table", "new_id"]  # and every table below
 
 JOB_STATES = ("validating_files", "queued", "running", "succeeded", "failed", "cancelled", "paused")
 TERMINAL_STATES = ("succeeded", "failed", "cancelled")
-
-
-def new_id(prefix: str) -> str:
-    """An opaque id such as file-8f3k…: 120 random bits."""
-    alphabet = "0123456789abcdefghijklmnopqrstuvwxyz"
-    return prefix + "".join(secrets.choice(alphabet) for _ in range(24))
-
-
-class Table(DeclarativeBase):
-    """What all tables share."""
-
-    # Every constraint has a name, so that a later migration can drop it on SQLite too.
-    metadata = MetaData(
-        naming_convention={
-            "pk": "pk_%(table_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_name)s",
-        }
-    )
-    type_annotation_map: ClassVar = {dict[str, Any]: DOCUMENT, list[Any]: DOCUMENT, float: Float(53), int: BigInteger}
 
 
 class Organization(Table):
@@ -55,13 +35,6 @@ class Project(Table):
     organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
     name: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[float]
-
-
-class Owned:
-    """The two columns by which every query of a customer's rows is scoped."""
-
-    organization_id: Mapped[str] = mapped_column(ForeignKey("organizations.id"))
-    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
 
 
 class ApiKey(Owned, Table):
@@ -272,6 +245,18 @@ class AuditEntry(Owned, Table):
     target: Mapped[str] = mapped_column(String(255))
     created_at: Mapped[float]
     __table_args__ = (Index("audit_by_project", "project_id", "created_at", "id"),)
+
+
+class EvaluationRow(Owned, Table):
+    """A conversation with the answer that somebody holds right: one line of a dataset of the chat format."""
+
+    __tablename__ = "evaluation_rows"
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    messages: Mapped[list[Any]]  # core.specs.dataset.ChatExample
+    model: Mapped[str | None] = mapped_column(String(255))  # whose answer it is; null of one that a person wrote
+    size_bytes: Mapped[int]  # of its line
+    created_at: Mapped[float]
+    __table_args__ = (Index("evaluation_rows_by_project", "project_id", "created_at", "id"),)
 
 
 class Leader(Table):

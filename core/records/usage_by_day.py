@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import BigInteger, cast, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy import BigInteger, ColumnElement, cast, func, select
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from core.records.database import clock
 from core.records.names import model_name
@@ -32,7 +32,7 @@ _SUMS = (func.count(), func.sum(Usage.prompt_tokens), func.sum(Usage.completion_
 def by_day(session: Session, account: Account, *, days: int) -> Sequence[Tokens]:
     """The last so many days, oldest first, those without requests too."""
     today = int(clock(session)) // DAY_S
-    number = cast(Usage.created_at, BigInteger) // DAY_S
+    number = _number(Usage.created_at)
     since = Usage.created_at >= (today - days + 1) * DAY_S
     rows = session.execute(select(number, *_SUMS).where(*of(Usage, account), since).group_by(number))
     found = {int(n): Tokens(requests, int(read), int(said), day=int(n) * DAY_S) for n, requests, read, said in rows}
@@ -47,10 +47,10 @@ def by_day_and_model(session: Session, account: Account, *, days: int) -> dict[i
     today = int(clock(session)) // DAY_S
     first = (today - days + 1) * DAY_S
     found = {day: dict[str, Tokens]() for day in range(first, (today + 1) * DAY_S, DAY_S)}
-    number = cast(Usage.created_at, BigInteger) // DAY_S
+    number = _number(Usage.created_at)
     served = select(number, Usage.model, *_SUMS).where(*of(Usage, account), Usage.created_at >= first)
     for n, model, requests, read, said in session.execute(served.group_by(number, Usage.model)):
-        day = min(int(n), today) * DAY_S  # Postgres rounds, so that the last half second of a day is of the next
+        day = int(n) * DAY_S
         found[day][model] = Tokens(requests, int(read), int(said), day=day, model=model)
     ended = (*of(Job, account), Job.finished_at >= first, Job.trained_tokens > 0)
     for job in session.scalars(select(Job).where(*ended)):
@@ -59,6 +59,11 @@ def by_day_and_model(session: Session, account: Account, *, days: int) -> dict[i
         before = found[day].get(model) or Tokens(0, 0, 0, day=day, model=model)
         found[day][model] = replace(before, trained_tokens=job.trained_tokens or 0)
     return {day: [models[name] for name in sorted(models)] for day, models in found.items()}
+
+
+def _number(moment: ColumnElement[float] | InstrumentedAttribute[float]) -> ColumnElement[int]:
+    """Which day since 1970 a moment is of. By floor: a cast alone rounds on Postgres, the last half second a day on."""
+    return cast(func.floor(moment), BigInteger) // DAY_S
 
 
 def by_model(session: Session, account: Account, *, limit: int = 100) -> Sequence[Tokens]:

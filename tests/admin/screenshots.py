@@ -28,6 +28,7 @@ PAGES = {
     "adapters": "/admin/adapters",
     "adapter": "/admin/adapters/{adapter}",
     "playground": "/admin/playground",
+    "kept-answers": "/admin/playground/rows",
     "workers": "/admin/workers",
     "keys": "/admin/keys",
     "usage": "/admin/usage",
@@ -84,8 +85,9 @@ def begin(browser, service, target):
 def ask(page):
     """One question to the models that are chosen."""
     page.locator("#prompt").fill("My parcel has been stuck in Leipzig since Tuesday.")
+    page.locator("#ask summary").click()
     page.locator("#max_tokens").fill("24")
-    page.locator("#differ").check()
+    page.locator("#ask summary").click()
     page.locator("#go").click()
 
 

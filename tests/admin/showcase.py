@@ -5,12 +5,14 @@ import math
 import random
 from pathlib import Path
 
-from serving import peft_zip
+from serving import BASE, peft_zip
+from sqlalchemy import update
 
 import core.data.formats
 from core.blobs import open_store
-from core.records import jobs, usage
-from core.records.tables import new_id
+from core.records import jobs, presences, usage
+from core.records.database import now_s
+from core.records.tables import Job, Presence, Usage, new_id
 
 SAMPLES = Path(core.data.formats.__file__).parent / "samples"
 LAYERS = [
@@ -50,10 +52,48 @@ def furnish(service) -> dict[str, str]:
                 request_id=new_id("req_"),
                 model=model,
                 prompt_tokens=80 + n,
-                completion_tokens=30 + n,
+                completion_tokens=30 + n * n,
             )
-    adapter = service.http.get("/v1/adapters").json()["data"][0]["id"]
+    with service.database.writing() as session:  # over three weeks
+        days = (Usage.completion_tokens % 19) * 86_400
+        session.execute(update(Usage).values(created_at=Usage.created_at - days))
+    adapter = versions(service, **both)
+    operate(service)
     return {"adapter": adapter, "file": tickets, "done": done, "failed": failed, "running": running, "waiting": waiting}
+
+
+def versions(service, **files) -> str:
+    """A second version that goes on from the first; an alias that was moved to it, and another. The second's id."""
+    first = service.http.get("/v1/adapters/tickets@v1").json()
+    service.http.post("/v1/adapters/tickets@v1/aliases/production")
+    finished(service, suffix="tickets", peft={"type": "lora", "r": 16}, continue_from=first["name"], steps=60, **files)
+    service.http.post("/v1/adapters/tickets@v1/aliases/previous")
+    service.http.post("/v1/adapters/tickets@v2/aliases/production")
+    return service.http.get("/v1/adapters/tickets@v2").json()["id"]
+
+
+def operate(service) -> None:
+    """A trainer and a second engine that speak until tomorrow, a job that was given up, answers that were kept."""
+    given_up = service.job(suffix="notes-large", peft={"type": "prefix_tuning"}).json()["id"]
+    ended = {"error_code": "poison", "error_message": "Three attempts in a row died before their first step."}
+    with service.database.writing() as session:
+        over = {"state": "failed", "finished_at": now_s(), "attempt": 3, **ended}
+        session.execute(update(Job).where(Job.id == given_up).values(**over))
+    held = [one["sha256"] for one in service.http.get("/v1/adapters").json()["data"]]
+    by_adapter = {held[n]: {"tier": tier, "requests": 41} for n, tier in enumerate(("device", "disk"))}
+    status = {"running": 5, "rows": 16, "waiting": 0, "tokens": 48_211, "by_adapter": by_adapter}
+    device = {"kind": "cpu", "memory_bytes": 33_500_000_000}
+    for worker_id, role, details in (
+        (new_id("engine-"), "engine", {"device": device, "base_precision": "nf4", "context": 2048, "status": status}),
+        (new_id("trainer-"), "trainer", {"device": device, "owner": "trainer"}),
+    ):
+        said = {"is_ready": True, "details": details, "url": "http://127.0.0.1:9", "base_model": BASE}
+        presences.beat(service.database, worker_id, role=role, **said)
+        with service.database.writing() as session:
+            session.execute(update(Presence).where(Presence.id == worker_id).values(beat_at=now_s() + 86_400))
+    for asked, answer in (("Where is my parcel?", "delivery"), ("I was charged twice this month.", "billing")):
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        service.http.post("/v1/evaluation_rows", json={"messages": turns})
 
 
 def finished(service, steps=140, **fields) -> str:
@@ -73,6 +113,7 @@ def finished(service, steps=140, **fields) -> str:
         details={"parameters": 4_884_480, "base_precision": "bf16"},
         step=steps,
         trained_tokens=61_234,
+        outcome={"served_step": steps // 30 * 30, "best_step": None, "best_valid_loss": None, "stopped_early": False},
     )
     return job_id
 

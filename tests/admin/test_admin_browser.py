@@ -16,7 +16,7 @@ from core.records.tables import BrowserSession
 WHOLE = "/admin /admin/data /admin/jobs /admin/jobs/new /admin/adapters /admin/playground /admin/workers /admin/keys"
 PLACES = [
     *WHOLE.split(),
-    *("/admin/usage", "/admin/audit", "/admin/settings"),
+    *("/admin/usage", "/admin/audit", "/admin/settings", "/admin/playground/rows"),
     *(
         f"/admin/{place}"
         for place in ("data/{file}", "jobs/{done}", "jobs/{failed}", "jobs/{running}", "jobs/{waiting}")
@@ -44,6 +44,40 @@ def test_every_page_is_accessible_fits_its_screen_and_says_nothing_to_the_consol
         assert (place, axe_faults(page)) == (place, [])
         assert page.evaluate("document.documentElement.scrollWidth") <= look.get("width", 1440), place
     assert page.faults == []
+    page.context.close()
+
+
+SHIFTS = """
+new Promise((done) => {
+  let sum = 0;
+  const see = (list) => list.getEntries().forEach((one) => (sum += one.value));
+  new PerformanceObserver(see).observe({ type: "layout-shift" });
+  setTimeout(() => done(sum), 5000);
+})
+"""
+
+
+@pytest.mark.parametrize("place", ["/admin", "/admin/workers"])
+def test_a_page_that_renews_itself_does_not_move_under_its_reader(chromium, shown, place):
+    page = signed_in(chromium, shown[0], width=360, height=740)
+    page.goto(shown[0].url + place)
+    page.wait_for_timeout(500)
+    with page.expect_response(lambda answer: answer.request.headers.get("hx-request") == "true", timeout=9000):
+        assert page.evaluate(SHIFTS) < 0.01
+    # Negative control: the measure sees what moves.
+    page.evaluate("setTimeout(() => { document.querySelector('main').style.paddingTop = '300px'; }, 500)")
+    assert page.evaluate(SHIFTS) > 0.01
+    page.context.close()
+
+
+def test_what_a_reader_has_opened_stays_open_while_the_page_renews_itself(chromium, shown):
+    page = signed_in(chromium, shown[0])
+    page.goto(shown[0].url + "/admin/workers")
+    page.get_by_text("All that it says").first.click()
+    for _ in range(2):
+        page.wait_for_event("response", lambda answer: answer.request.headers.get("hx-request") == "true")
+        page.wait_for_timeout(200)
+        assert page.locator("#live details[open]").count() == 1
     page.context.close()
 
 
@@ -110,6 +144,7 @@ def test_one_prompt_is_answered_by_several_models_side_by_side(service, page):
     with running(service) as engine:
         page.goto(f"{service.url}/admin/playground?model={name}")
         page.get_by_label("Prompt").fill("hello")
+        page.get_by_text("Instruction and sampling").click()
         page.get_by_label("Most tokens").fill("12")
         page.get_by_label("Mark what differs").check()
         page.get_by_role("button", name="Ask them").click()

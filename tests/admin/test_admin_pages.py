@@ -14,7 +14,8 @@ from core.specs.training import HyperparametersRequest, TrainingRequest
 
 PLACES = [
     "/admin", "/admin/data", "/admin/jobs", "/admin/jobs/new", "/admin/adapters", "/admin/playground",
-    "/admin/workers", "/admin/keys", "/admin/usage", "/admin/audit", "/admin/settings", "/admin/sign-in",
+    "/admin/playground/rows", "/admin/workers", "/admin/keys", "/admin/usage", "/admin/audit", "/admin/settings",
+    "/admin/sign-in",
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import get_args
 from api.admin.jobs import SUITS
 from api.admin.render import NAVIGATION, ROOM, THEMES, catalogue
 from api.admin.schema_form import fields_of
+from core.records.lineage import Bond, Kind
 from core.records.tables import JOB_STATES
 from core.specs.assignment import Phase
 from core.specs.dataset import DatasetFormat
@@ -35,6 +36,8 @@ def chosen():
         *SUITS.values(),
         *(f"method.{spec.model_fields['type'].default}" for spec in SPECS),
         *(f"format.{name}" for name in get_args(DatasetFormat)),
+        *(f"kind.{name}" for name in get_args(Kind)),
+        *(f"{part}.{name}" for part in ("bond", "sentence") for name in get_args(Bond)),
         *(field.description for field in fields if field.description),
         *(ROOM / "script_words.txt").read_text(encoding="utf-8").splitlines(),
     }
@@ -50,7 +53,9 @@ def test_a_translation_has_the_same_places_to_fill_in():
     def places(text):
         return sorted(re.findall(r"\{\w+\}", text))
 
-    assert {text: said for text, said in catalogue("zh").items() if places(text) != places(said)} == {}
+    english = catalogue("en")
+    zh = catalogue("zh").items()
+    assert {text: said for text, said in zh if places(english.get(text, text)) != places(said)} == {}
 
 
 def test_what_scripts_say_is_given_to_them():
@@ -59,5 +64,6 @@ def test_what_scripts_say_is_given_to_them():
 
 
 def test_names_of_methods_and_formats_are_words_in_english_too():
-    keys = {key for key in catalogue("zh") if key.startswith(("method.", "format.", "tier."))}
+    prefixes = ("method.", "format.", "tier.", "kind.", "bond.", "sentence.")
+    keys = {key for key in catalogue("zh") if key.startswith(prefixes)}
     assert keys <= catalogue("en").keys()

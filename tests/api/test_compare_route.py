@@ -106,6 +106,26 @@ def test_what_cannot_be_compared_is_refused(service, engine, models):
     assert engine.requests == []
 
 
+def test_each_model_may_have_a_conversation_of_its_own_in_the_same_batch(service, engine, models):
+    turns = [[*HELLO, {"role": "assistant", "content": f"said {n}"}, *HELLO] for n in range(3)]
+    body = {"models": models, "conversations": turns, "max_tokens": 4, "seed": 5}
+    results = service.http.post("/v1/compare", json=body).json()["results"]
+    by_index = sorted(engine.requests, key=lambda spec: spec.request_id)
+    assert [[turn.content for turn in spec.messages] for spec in by_index] == [
+        [turn["content"] for turn in own] for own in turns
+    ]
+    assert [one["message"]["content"] for one in results] == [words_of(spec, 4) for spec in by_index]
+    assert len({(spec.affinity, spec.sampling.seed) for spec in engine.requests}) == 1
+    for fields, param in [
+        (body | {"messages": HELLO}, "messages"),
+        (body | {"conversations": turns[:2]}, "conversations"),
+        (body | {"conversations": [[], *turns[1:]]}, "conversations.0"),
+        ({"models": models}, "messages"),
+    ]:
+        refused = service.http.post("/v1/compare", json=fields)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+
+
 def test_a_reader_that_leaves_ends_every_row(service, engine, models):
     engine.pause_s = 0.05
     body = {"models": models, "messages": HELLO, "max_tokens": 400, "seed": 5, "stream": True}

@@ -91,5 +91,9 @@ const Graft = (() => {
     }
   });
 
+  // On a phone the navigation is wider than its place.
+  const here = document.querySelector(".side nav a[aria-current]");
+  if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.offsetLeft - 16;
+
   return { ask, confirmed, csrf: () => meta("csrf"), make, notice, problemOf, t };
 })();

@@ -81,7 +81,7 @@ def test_an_alias_means_one_version_until_it_is_moved(db, account, made, means, 
     with db.session() as session:
         assert aliases.pointing_to(session, account, [one.id, two.id]) == {one.id: ["staging"], two.id: ["production"]}
         said = [entry.target for entry in audit.listed(session, account).rows if entry.action == "alias.moved"]
-    assert said == ["bot@staging to v1", "bot@production to v2", "bot@production to v1"]
+    assert said == ["bot@staging to v1", "bot@production from v1 to v2", "bot@production to v1"]
 
 
 def test_what_an_alias_means_is_not_deleted(db, account, made, means, promote):

@@ -73,6 +73,14 @@ def test_a_graph_leads_from_datasets_through_jobs_to_adapters_and_on(grow, trace
     assert not of_c.is_cut
 
 
+def test_what_went_on_is_followed_to_its_end(grow, trace):
+    _, a = grow("a")
+    _, b = grow("b", (a.name, a.blob_sha256))
+    _, c = grow("c", (b.name, b.blob_sha256))
+    assert (f"adapter {b.name}", "continued_from", "job c") in bonds(trace(a))
+    assert bonds(trace(a)) == bonds(trace(b)) == bonds(trace(c))
+
+
 def test_what_was_deleted_stands_there_as_deleted(db, account, grow, trace):
     job, a = grow("a")
     _, b = grow("b", (a.name, a.blob_sha256))

@@ -1,10 +1,11 @@
 """Who is at work, and the wish that one take no more."""
 
 import pytest
+from sqlalchemy import literal, select
 
 from core.records import audit, presences, usage
 from core.records.tables import Presence
-from core.records.usage_by_day import Tokens, by_day_and_model
+from core.records.usage_by_day import Tokens, _number, by_day_and_model
 from core.records.workers import ask_to_drain, living
 
 
@@ -95,3 +96,10 @@ def test_usage_is_of_each_model_on_each_day(db, account, machine, make_job, make
         Tokens(2, 6, 4, day=days[2], model=name, trained_tokens=90),
         Tokens(1, 3, 2, day=days[2], model="tiny"),
     ]
+
+
+def test_the_last_half_second_of_a_day_is_of_that_day(db):
+    midnight = 20_000 * 86_400
+    with db.session() as session:
+        numbers = [session.scalar(select(_number(literal(midnight + part)))) for part in (-0.6, -0.4, 0.0, 0.6)]
+    assert numbers == [19_999, 19_999, 20_000, 20_000]
