@@ -1,9 +1,9 @@
-"""The dashboard's rooms, in the order of its navigation."""
+"""The dashboard's rooms, in the order of its navigation; compare stands before jobs, whose ids would swallow it."""
 
-from api.admin import account, adapters, data, jobs, overview, sign_in, workers
+from api.admin import account, adapters, compare, data, jobs, overview, sign_in, workers
 
 ROUTERS = (
     sign_in.router,
     sign_in.inside,
-    *(room.router for room in (overview, data, jobs, adapters, workers, account)),
+    *(room.router for room in (overview, data, compare, jobs, adapters, workers, account)),
 )

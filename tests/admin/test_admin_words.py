@@ -4,8 +4,10 @@ import re
 from typing import get_args
 
 from api.admin.jobs import SUITS
+from api.admin.pedigree import BONDS
 from api.admin.render import NAVIGATION, ROOM, THEMES, catalogue
 from api.admin.schema_form import fields_of
+from core.records.lineage import Kind
 from core.records.tables import JOB_STATES
 from core.specs.assignment import Phase
 from core.specs.dataset import DatasetFormat
@@ -33,6 +35,8 @@ def chosen():
         *JOB_STATES,
         *get_args(Phase),
         *SUITS.values(),
+        *BONDS.values(),
+        *(f"kind.{name}" for name in get_args(Kind)),
         *(f"method.{spec.model_fields['type'].default}" for spec in SPECS),
         *(f"format.{name}" for name in get_args(DatasetFormat)),
         *(field.description for field in fields if field.description),
@@ -59,5 +63,5 @@ def test_what_scripts_say_is_given_to_them():
 
 
 def test_names_of_methods_and_formats_are_words_in_english_too():
-    keys = {key for key in catalogue("zh") if key.startswith(("method.", "format.", "tier."))}
+    keys = {key for key in catalogue("zh") if key.startswith(("method.", "format.", "tier.", "kind."))}
     assert keys <= catalogue("en").keys()
