@@ -30,8 +30,9 @@ PLACES = [
     *("/admin/jobs/{done}", "/admin/jobs/compare?job={done}&job={running}", "/admin/adapters", "/admin/playground"),
     *("/admin/adapters/{adapter}", "/admin/workers", "/admin/keys", "/admin/usage", "/admin/audit", "/admin/settings"),
 ]
-# Of the whole suite's machine, which does other work too; on a calm one pages paint in well under 200 ms.
-PAINTED_MS = 1500
+# The aim is 200 ms on a calm machine. This one may be anything but: there, so many times the barest page of all.
+PAINTED_MS = 500
+BUSY = 6
 STILL = 0.02
 
 
@@ -92,16 +93,20 @@ def test_the_measure_of_jumping_sees_a_page_that_jumps(service, chromium, live):
     page.context.close()
 
 
-def test_every_page_paints_soon(chromium, shown, record_property):
+def first_paint_ms(page, address):
+    page.goto(address)
+    while (painted_ms := page.evaluate(FIRST_PAINT)) is None:
+        page.wait_for_timeout(20)
+    return painted_ms
+
+
+def test_every_page_paints_soon(chromium, shown):
     service, ids = shown
     page = signed_in(chromium, service)
-    took = {}
-    for place in PLACES:
-        page.goto(service.url + place.format(**ids))
-        page.wait_for_function(f"({FIRST_PAINT}) !== null")
-        took[place] = round(page.evaluate(FIRST_PAINT))
-    record_property("first_paint_ms", took)
-    assert {place: ms for place, ms in took.items() if ms > PAINTED_MS} == {}
+    barest = [first_paint_ms(page, f"{service.url}/admin/jobs/ftjob-none") for _ in range(5)]
+    bound_ms = max(PAINTED_MS, BUSY * sorted(barest)[2])
+    took = {place: round(first_paint_ms(page, service.url + place.format(**ids))) for place in PLACES}
+    assert {place: ms for place, ms in took.items() if ms > bound_ms} == {}, took
     page.context.close()
 
 
@@ -169,7 +174,7 @@ def test_marked_jobs_stay_marked_while_the_list_lives_and_are_compared(service, 
     page.get_by_role("button", name="Compare").click()
     page.wait_for_selector("#overlay[data-drawn='2']")
     differing = page.locator(".differing tbody tr").all_inner_texts()
-    assert next(row.split() for row in differing if "peft.r" in row) == ["peft.r", "4", "8"]
+    assert next(row.split() for row in differing if "peft.r" in row) == ["peft.r", "8", "4"]  # newest first
     assert "seed" not in "".join(row.split()[0] for row in differing)
     assert axe_faults(page) == []
 

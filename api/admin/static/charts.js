@@ -110,7 +110,9 @@ Graft.charts = (() => {
     const steps = [...ranks.keys()].sort((a, b) => a - b);
     const layers = [...new Set(steps.flatMap((step) => Object.keys(ranks.get(step))))];
     const most = Math.max(1, ...steps.flatMap((step) => Object.values(ranks.get(step))));
-    const [left, high, wide] = [230, 14, Math.max(4, Math.min(26, 700 / steps.length))];
+    const isNarrow = place.clientWidth < 500;
+    const name = (layer) => (isNarrow ? layer.replace(/^model\.layers\.(\d+)\.(?:\w+\.)*(\w+)$/, "$1 $2") : layer.replace(/^model\./, ""));
+    const [left, high, wide] = [isNarrow ? 96 : 230, 14, Math.max(4, Math.min(26, 700 / steps.length))];
     const svg = (name, attributes, text = "") => {
       const element = document.createElementNS("http://www.w3.org/2000/svg", name);
       for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -121,7 +123,7 @@ Graft.charts = (() => {
     const map = svg("svg", { class: "heat", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": t("Ranks of {n} layers", { n: layers.length }) });
     const accent = ink("series-1");
     layers.forEach((layer, y) => {
-      map.append(svg("text", { x: left - 8, y: y * high + 11, "text-anchor": "end" }, layer.replace(/^model\./, "")));
+      map.append(svg("text", { x: left - 8, y: y * high + 11, "text-anchor": "end" }, name(layer)));
       steps.forEach((step, x) => {
         const rank = ranks.get(step)[layer] ?? 0;
         const cell = svg("rect", { x: left + x * wide, y: y * high + 1, width: wide - 1, height: high - 2, fill: accent, "fill-opacity": 0.06 + 0.94 * (rank / most) });
