@@ -34,7 +34,7 @@ Graft.preview = (() => {
       make("tr", {}, make("td.number", {}, `${one.line}`), make("td", {}, make(`span.state.${kind}`, {}, t(kind))), make("td.mono", {}, one.field || "–"), make("td.wrap", {}, one.message));
     const heads = [t("Line"), t("Kind"), t("Field"), t("What")].map((text) => make("th", { scope: "col" }, text));
     const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...errors.map(row("fault")), ...warnings.map(row("remark"))));
-    const title = t("{errors} faults, {warnings} remarks in the first rows", { errors: n_errors, warnings: n_warnings });
+    const title = t("In the first rows: faults {errors}, remarks {warnings}", { errors: n_errors, warnings: n_warnings });
     return make("details", errors.length ? { open: "" } : {}, make("summary", {}, title), make("div.scroll", { tabindex: "0", role: "group", "aria-label": title }, table));
   }
 
