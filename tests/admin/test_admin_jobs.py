@@ -93,19 +93,22 @@ def test_the_measure_of_jumping_sees_a_page_that_jumps(service, chromium, live):
     page.context.close()
 
 
-def first_paint_ms(page, address):
-    page.goto(address)
-    while (painted_ms := page.evaluate(FIRST_PAINT)) is None:
-        page.wait_for_timeout(20)
-    return painted_ms
+def first_paint_ms(page, address, visits=3):
+    """Of the quickest visit: the others tell of what else the machine did."""
+    found = []
+    for _ in range(visits):
+        page.goto(address)
+        while (painted_ms := page.evaluate(FIRST_PAINT)) is None:
+            page.wait_for_timeout(20)
+        found.append(round(painted_ms))
+    return min(found)
 
 
 def test_every_page_paints_soon(chromium, shown):
     service, ids = shown
     page = signed_in(chromium, service)
-    barest = [first_paint_ms(page, f"{service.url}/admin/jobs/ftjob-none") for _ in range(5)]
-    bound_ms = max(PAINTED_MS, BUSY * sorted(barest)[2])
-    took = {place: round(first_paint_ms(page, service.url + place.format(**ids))) for place in PLACES}
+    bound_ms = max(PAINTED_MS, BUSY * first_paint_ms(page, f"{service.url}/admin/jobs/ftjob-none"))
+    took = {place: first_paint_ms(page, service.url + place.format(**ids)) for place in PLACES}
     assert {place: ms for place, ms in took.items() if ms > bound_ms} == {}, took
     page.context.close()
 
