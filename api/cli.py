@@ -1,13 +1,18 @@
-"""`graft …` at a terminal: up, migrate. Thin: what each command does is in a room of its own."""
+"""`graft …` at a terminal: up, migrate; upload, create, jobs, download. What each does is in a room of its own."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console
+from rich.table import Table
 
-from api import launch
+from api import launch, remote
 from core.settings import Settings
 
 NOT_CONFIGURED = 78  # sysexits.h: EX_CONFIG
@@ -38,6 +43,60 @@ def migrate() -> None:
     try:
         launch.prepare(settings, Console())
     except launch.Refusal as refusal:
+        complain(str(refusal))
+        raise typer.Exit(1) from None
+
+
+Url = Annotated[str, typer.Option(envvar="GRAFT_URL", help="Where the service is. Its key is read from GRAFT_KEY.")]
+
+
+@app.command()
+def upload(file: Path, url: Url = remote.LOCAL) -> None:
+    """Bring a dataset to a running service; its id is what is printed."""
+    with asking(url) as service:
+        print(service.upload(file)["id"])  # noqa: T201  # the command's answer, for $(…)
+
+
+@app.command()
+def create(
+    values: Annotated[list[str], typer.Argument(metavar="NAME=VALUE…", help="model=… training_file=… peft.r=8")],
+    url: Url = remote.LOCAL,
+) -> None:
+    """Make a job of the values that POST /v1/fine_tuning/jobs takes; its id is what is printed."""
+    with asking(url) as service:
+        print(service.create(remote.body_of(values))["id"])  # noqa: T201  # the command's answer, for $(…)
+
+
+@app.command()
+def jobs(limit: Annotated[int, typer.Option(min=1, max=100)] = 20, url: Url = remote.LOCAL) -> None:
+    """List the newest jobs."""
+    with asking(url) as service:
+        table = Table("job", "state", "step", "method", "model", box=None)
+        for job in service.jobs(limit):
+            step = f"{job['step']}/{job['total_steps'] or '?'}"
+            table.add_row(job["id"], job["status"], step, job["peft"]["type"], job["fine_tuned_model"] or "")
+        Console(soft_wrap=True).print(table)
+
+
+@app.command()
+def download(
+    model: Annotated[str, typer.Argument(help="An adapter or a checkpoint, by its name.")],
+    to: Annotated[Path, typer.Option(help="The file that is written.")] = Path("adapter.zip"),
+    url: Url = remote.LOCAL,
+) -> None:
+    """Fetch an adapter as a PEFT zip; where it went is what is printed."""
+    with asking(url) as service:
+        service.download(model, to)
+        print(to)  # noqa: T201  # the command's answer
+
+
+@contextmanager
+def asking(url: str) -> Iterator[remote.Remote]:
+    """A running service. What it refuses is said, and exits 1."""
+    try:
+        with remote.connected(url) as service:
+            yield service
+    except remote.Refused as refusal:
         complain(str(refusal))
         raise typer.Exit(1) from None
 

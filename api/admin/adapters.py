@@ -47,7 +47,7 @@ def one(request: Request, adapter_id: Id, account: AccountDep, resources: Resour
         shapes = {shape["id"]: shape for shape in shapes_of(session, account, kin)["data"]}
         shapes |= {adapter.id: shapes_of(session, account, Rows([adapter], has_more=False))["data"][0]}
         named = aliases.of_family(session, account, family) if family else {}
-        traced = lineage(session, account, adapter)
+        drawing = drawn(lineage(session, account, adapter))
     return render(
         request,
         "adapter.html",
@@ -58,6 +58,5 @@ def one(request: Request, adapter_id: Id, account: AccountDep, resources: Resour
         kin=kin.rows,
         shapes=shapes,
         named=named,
-        lineage=traced,
-        drawing=drawn(traced),
+        drawing=drawing,
     )

@@ -1,12 +1,16 @@
 """/admin/data: datasets, and one of them looked into. What pages change, their scripts ask of /v1."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from api import errors
@@ -17,6 +21,7 @@ from api.resources import Resources
 from core.data import formats
 from core.records import datasets
 from core.records.tables import File
+from core.specs.generation import MeasureSpec
 
 router = APIRouter(prefix="/admin/data", route_class=Page, include_in_schema=False)
 
@@ -28,12 +33,26 @@ SPEAKERS = {"role", "from"}
 
 @dataclass(frozen=True)
 class Bar:
-    """Of a histogram: how many examples have from low up to but without high characters. height: 0 to 1."""
+    """Of a histogram: how many examples are from low up to but without high long. height: 0 to 1."""
 
     low: int
     high: int
     count: int
     height: float
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long examples are. ordered: each one's length, shortest first. context: what fits into the model."""
+
+    unit: Literal["characters", "tokens"]
+    bars: list[Bar]
+    ordered: list[int]
+    context: int | None = None
+
+    def up_to(self, share: float) -> int:
+        """What so many of the examples have at most."""
+        return self.ordered[max(0, math.ceil(share * len(self.ordered)) - 1)]
 
 
 @router.get("", response_model=None)
@@ -68,10 +87,24 @@ def one(request: Request, file: OwnedFile, resources: ResourcesDep) -> Response:
         request,
         "file.html",
         file=file,
-        bars=histogram(lengths),
-        n_measured=len(lengths),
+        lengths=Lengths("characters", histogram(lengths), sorted(lengths)),
         base_models=list(resources.settings.base_models),
     )
+
+
+@router.get("/{file_id}/lengths", response_model=None)
+async def lengths(
+    request: Request, file: OwnedFile, resources: ResourcesDep, model: Annotated[str, Query(max_length=255)]
+) -> Response:
+    """The part of that page that only an engine knows: how long the examples are in tokens. 204 where none can tell."""
+    if file.purpose != "fine-tune" or model not in resources.settings.base_models:
+        raise errors.not_found("There is no such page.")
+    found = await resources.engines.measure(MeasureSpec(base_model=model, file_sha256=file.blob_sha256, first=MEASURED))
+    if not found or not found.get("lengths"):
+        return Response(status_code=204)
+    told = found["lengths"]
+    drawn = Lengths("tokens", histogram(told), sorted(told), context=found.get("context"))
+    return await run_sync(partial(render, request, "lengths.html", lengths=drawn))
 
 
 def histogram(lengths: list[int]) -> list[Bar]:

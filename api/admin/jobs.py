@@ -1,5 +1,6 @@
 """/admin/jobs: the list, the form for a new one, and one job in the making. What they change goes through /v1."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -7,14 +8,18 @@ from sqlalchemy import select
 from starlette.responses import Response
 
 from api import errors, shapes
+from api.admin.compare import MOST
 from api.admin.door import Page
+from api.admin.lineage_drawing import drawn
 from api.admin.render import render
 from api.admin.schema_form import Field, fields_of
+from api.admin.values import in_force
 from api.deps import AccountDep, After, OwnedJob, ResourcesDep
-from core.records import datasets, jobs
+from core.records import aliases, datasets, jobs
 from core.records.adapters import of_adapter
+from core.records.lineage import lineage_of_job
 from core.records.scope import of
-from core.records.tables import TERMINAL_STATES, Adapter, File
+from core.records.tables import TERMINAL_STATES, Adapter, File, Job
 from core.specs.method import SPECS
 from core.specs.training import HyperparametersRequest, TrainingRequest
 
@@ -38,7 +43,7 @@ def show(request: Request, account: AccountDep, resources: ResourcesDep, after: 
     """The project's jobs, newest first."""
     with resources.database.session() as session, errors.unknown_cursor():
         page = jobs.listed(session, account, after=after)
-    return render(request, "jobs.html", page=page, after=after)
+    return render(request, "jobs.html", page=page, after=after, company=_in_step(page.rows), most=MOST)
 
 
 @router.get("/new", response_model=None)
@@ -76,17 +81,43 @@ def one(request: Request, job: OwnedJob, account: AccountDep, resources: Resourc
         ).one_or_none()
         named = {job.training_file_id, job.validation_file_id} - {None}
         files = session.scalars(select(File).where(*of(File, account), File.id.in_(named))).all()
+        drawing = drawn(lineage_of_job(session, account, job))
+        pointing = aliases.pointing_to(session, account, [adapter.id] if adapter else [])
     return render(
         request,
         "job.html",
         job=job,
         shape=shapes.job(job, adapter.name if adapter else None),
+        moves=moves_of(job),
         is_over=job.state in TERMINAL_STATES,
         checkpoints=checkpoints,
         model=of_adapter(adapter) if adapter else None,
+        adapter=adapter,
+        aliases=pointing.get(adapter.id, []) if adapter else [],
         files={file.id: file for file in files},
-        sent={"model": job.base_model, "training_file": job.training_file_id, **job.request},
+        drawing=drawing,
+        values=in_force(job),
     )
+
+
+def moves_of(job: Job) -> frozenset[str]:
+    """What the records let its owner do with a job as it is now: pausing.py, jobs.py and /v1 say why."""
+    if job.state in TERMINAL_STATES:
+        return frozenset({"retry"})
+    is_wished = job.pause_requested_at is not None
+    found = {"resume"} if job.state == "paused" or is_wished else {"pause"}
+    if job.cancel_requested_at is not None:
+        return frozenset(found - {"pause"})
+    return frozenset({*found, "cancel"})
+
+
+def _in_step(rows: Sequence[Job]) -> dict[str, list[str]]:
+    """Of each running job that is not alone with its trainer, all that this trainer trains, itself among them."""
+    held = dict[str | None, list[str]]()
+    for row in rows:
+        if row.state == "running":
+            held.setdefault(row.lease_owner, []).append(row.id)
+    return {job_id: ids[:MOST] for ids in held.values() if len(ids) > 1 for job_id in ids}
 
 
 def _methods() -> list[tuple[str, list[Field]]]:

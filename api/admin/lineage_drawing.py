@@ -1,4 +1,4 @@
-"""Where an adapter comes from, as a drawing: boxes in columns from left to right, joined by curves.
+"""Where an adapter or a job comes from, as a drawing: boxes in columns from left to right, joined by curves.
 
 Only numbers: the template writes the SVG. Every box stands right of all that went before it, and a dataset stands
 before each job that used it, so that no curve runs behind a box that it has nothing to do with.
@@ -42,12 +42,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Boxes in the order in which they are read, their bonds, and the size of it all."""
+    """Boxes in the order in which they are read, their bonds, and the size of it all. is_cut: there is more."""
 
     boxes: list[Box]
     lines: list[Line]
     width: int
     height: int
+    is_cut: bool
 
 
 def drawn(found: Lineage) -> Drawing:
@@ -71,7 +72,7 @@ def drawn(found: Lineage) -> Drawing:
     width = 2 * MARGIN + len(columns) * (WIDTH + ACROSS) - ACROSS
     height = 2 * MARGIN + tallest * (HEIGHT + DOWN) - DOWN
     lines = [_line(edge, boxes[source], boxes[target]) for source, target, edge in ties]
-    return Drawing(list(boxes.values()), lines, width, height)
+    return Drawing(list(boxes.values()), lines, width, height, found.is_cut)
 
 
 def _columns(nodes: Mapping[Key, Node], ties: list[tuple[Key, Key]]) -> list[list[Key]]:

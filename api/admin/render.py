@@ -148,6 +148,15 @@ def middle(text: str, most: int) -> str:
     return f"{text[: most - tail - 1]}…{text[-tail:]}"
 
 
+def shown_value(value: object) -> str:
+    """A value of a job as people read it."""
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool | dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:g}" if isinstance(value, float) else f"{value}"
+
+
 def stamp(at_s: float | None) -> str:
     """A moment as machines read it, in UTC."""
     return "" if at_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at_s))
@@ -163,5 +172,5 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     templates.globals.update(asset=asset)
-    templates.filters.update(bytes=shown_bytes, number=shown_number, stamp=stamp, middle=middle)
+    templates.filters.update(bytes=shown_bytes, number=shown_number, stamp=stamp, middle=middle, value=shown_value)
     return templates

@@ -1,6 +1,7 @@
 """How much a dataset is to one base model: its tokens, its rows' lengths, what is too long. Keeps no row."""
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -42,10 +43,12 @@ def measure(
     *,
     train_on: TrainOn = "assistant",
     template: Template | None = None,
+    first: int | None = None,
 ) -> Measure:
     """Reads a checked file and counts, virtual tokens and anchors too. Holds a few rows, and 16 bytes of every one.
 
-    max_tokens None finds nothing too long. A preference pair is two rows of one line.
+    first: how many examples are read, None for all. max_tokens None finds nothing too long. A preference pair is two
+    rows of one line.
 
     Raises:
         FaultyLineError: the file would not pass formats.check.
@@ -55,7 +58,7 @@ def measure(
     counts = bytearray()
     too_long: list[tuple[int, int]] = []
     faults: list[Fault] = []
-    for row in outcomes(conversations(read(path)), tokenizer, train_on, template):
+    for row in outcomes(islice(conversations(read(path)), first), tokenizer, train_on, template):
         count += 1
         if isinstance(row, Fault):
             faults += [row] if len(faults) < MAX_FAULTS_KEPT else []

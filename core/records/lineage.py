@@ -65,6 +65,22 @@ def lineage(session: Session, account: Account, adapter: Adapter) -> Lineage:
     return walk.found
 
 
+def lineage_of_job(session: Session, account: Account, job: Job) -> Lineage:
+    """The same of the account's job: what it was made from, its adapter, the jobs that did it again or went on."""
+    walk = _Walk(session, account)
+    walk.job(job, {})
+    walk.made_by(job)
+    walk.go()
+    adapter = session.scalars(select(Adapter).where(*of(Adapter, account), Adapter.job_id == job.id)).one_or_none()
+    known = {adapter.blob_sha256: adapter.id} if adapter else {}
+    for later in session.scalars(walk.later_than(job, adapter).limit(MOST)):
+        if later.id not in walk.found.nodes:
+            walk.job(later, known)
+            walk.made_by(later)
+    walk.go()
+    return walk.found
+
+
 class _Walk:
     """Through what an account may see, each thing once."""
 
@@ -113,6 +129,15 @@ class _Walk:
         names = (Job.spec["continue_from_sha256"].as_string(), Job.spec["init_adapter_sha256"].as_string())
         meant = or_(*(name == adapter.blob_sha256 for name in names))
         return select(Job).where(*of(Job, self._account), meant).order_by(Job.created_at, Job.id)
+
+    def later_than(self, job: Job, adapter: Adapter | None) -> Select[Job]:
+        """The account's jobs that did a job again, or went on from one of its checkpoints or from its adapter."""
+        kept = select(Checkpoint.adapter_sha256).where(Checkpoint.job_id == job.id)
+        digests = [digest for digest in self._session.scalars(kept) if digest]
+        digests += [adapter.blob_sha256] if adapter else []
+        names = (Job.spec["continue_from_sha256"].as_string(), Job.spec["init_adapter_sha256"].as_string())
+        came_of_it = or_(Job.retry_of == job.id, *(name.in_(digests) for name in names))
+        return select(Job).where(*of(Job, self._account), came_of_it).order_by(Job.created_at, Job.id)
 
     def _file(self, job: Job, file_id: str | None, bond: Bond) -> None:
         row = self._session.get(File, file_id) if file_id else None

@@ -152,7 +152,7 @@ class MeasureSpec(Spec):
 
     Answer: {"tokens": int, "learned_tokens": int, "n_examples": int, "context": int, "too_long": [{"line": int,
     "tokens": int}], "shape": BaseShape, "largest": Largest} with the first 100 lines that exceed max_tokens; largest
-    is null without a schedule.
+    is null without a schedule. With first, "lengths": [int] as well, the tokens of each row.
     """
 
     base_model: str
@@ -161,3 +161,6 @@ class MeasureSpec(Spec):
     template: Template | None = Field(None, description="Virtual tokens and anchors count among a row's tokens.")
     train_on: Literal["assistant", "last"] = "assistant"
     schedule: ScheduleSpec | None = Field(None, description="Of a run, whose largest micro-batch is asked for.")
+    first: int | None = Field(
+        None, ge=1, le=5000, description="Only so many examples, and each row's length with them."
+    )

@@ -25,6 +25,8 @@ PAGES = {
     "jobs": "/admin/jobs",
     "new-job": "/admin/jobs/new",
     "job": "/admin/jobs/{running}",
+    "finished-job": "/admin/jobs/{done}",
+    "compare": "/admin/jobs/compare?job={done}&job={prompt}&job={running}&job={beside}",
     "adapters": "/admin/adapters",
     "adapter": "/admin/adapters/{adapter}",
     "playground": "/admin/playground",

@@ -21,7 +21,7 @@ LAYERS = [
 
 
 def furnish(service) -> dict[str, str]:
-    """Ids of what there is: a file, a job that succeeded, one that runs, one that failed, one that waits."""
+    """Ids of what there is: a file, two jobs that succeeded, two that run in step, one that failed, one that waits."""
     tickets = service.upload((SAMPLES / "tickets.train.jsonl").read_bytes(), name="tickets.train.jsonl").json()["id"]
     heldout = service.upload((SAMPLES / "tickets.heldout.jsonl").read_bytes(), name="tickets.heldout.jsonl").json()[
         "id"
@@ -30,7 +30,7 @@ def furnish(service) -> dict[str, str]:
     service.upload("\n".join(map(json.dumps, odd)), name="echo.jsonl")
     both = {"training_file": tickets, "validation_file": heldout}
     done = finished(service, suffix="tickets", peft={"type": "lora", "r": 16}, **both)
-    finished(service, suffix="tickets-prompt", peft={"type": "prompt_tuning"}, steps=90, **both)
+    prompt = finished(service, suffix="tickets-prompt", peft={"type": "prompt_tuning"}, steps=90, pace=0.6, **both)
     failed = service.job(suffix="notes", training_file=tickets, peft={"type": "p_tuning"}).json()["id"]
     held = jobs.claim(service.database, owner="trainer", lease_s=600, job_id=failed)
     jobs.fail(
@@ -40,7 +40,9 @@ def furnish(service) -> dict[str, str]:
         message="The loss was not a number at step 12: lower the learning rate.",
     )
     running = service.job(suffix="tickets-small", peft={"type": "adalora"}, **both).json()["id"]
-    advance(service, running, steps=96, of=150)
+    advance(service, running, steps=96, of=150, pace=1.4)
+    beside = service.job(suffix="tickets-words", peft={"type": "p_tuning"}, **both).json()["id"]
+    advance(service, beside, steps=60, of=150, pace=0.45)
     waiting = service.job(suffix="tickets-nf4", peft={"type": "qlora"}, **both).json()["id"]
     names = [one["name"] for one in service.http.get("/v1/adapters").json()["data"]]
     for n in range(40):
@@ -59,7 +61,8 @@ def furnish(service) -> dict[str, str]:
         session.execute(update(Usage).values(created_at=Usage.created_at - days))
     adapter = versions(service, **both)
     operate(service)
-    return {"adapter": adapter, "file": tickets, "done": done, "failed": failed, "running": running, "waiting": waiting}
+    made = {"done": done, "prompt": prompt, "failed": failed, "running": running, "beside": beside, "waiting": waiting}
+    return {"adapter": adapter, "file": tickets, **made}
 
 
 def versions(service, **files) -> str:
@@ -96,13 +99,13 @@ def operate(service) -> None:
         service.http.post("/v1/evaluation_rows", json={"messages": turns})
 
 
-def finished(service, steps=140, **fields) -> str:
+def finished(service, steps=140, pace=1.0, **fields) -> str:
     """A job that has succeeded, with its checkpoints and its adapter."""
     job_id = service.job(**fields).json()["id"]
-    held = advance(service, job_id, steps=steps, of=steps)
+    held = advance(service, job_id, steps=steps, of=steps, pace=pace)
     blob = open_store(service.settings).put_bytes(peft_zip(job_id))
     for step in (steps // 2, steps):
-        metrics = {"train_loss": loss_at(step), "full_valid_loss": loss_at(step) + 0.08}
+        metrics = {"train_loss": loss_at(step * pace), "full_valid_loss": loss_at(step * pace) + 0.08}
         jobs.record_checkpoint(service.database, held, step=step, metrics=metrics, adapter=blob)
     kind = "PROMPT_TUNING" if fields["peft"]["type"] == "prompt_tuning" else "LORA"
     jobs.succeed(
@@ -118,15 +121,17 @@ def finished(service, steps=140, **fields) -> str:
     return job_id
 
 
-def advance(service, job_id, *, steps, of):
-    """A worker's claim, and what it writes down of so many steps."""
+def advance(service, job_id, *, steps, of, pace=1.0):
+    """A worker's claim, and what it writes down of so many steps. pace: how fast the loss falls."""
     held = jobs.claim(service.database, owner="trainer", lease_s=3600, job_id=job_id)
     chance = random.Random(7)
     told = [jobs.Event("phase", "Training", data={"phase": "training"})]
     for step in range(1, steps + 1):
-        told.append(jobs.Event("step", f"Step {step}/{of}", type="metrics", step=step, data=figures(step, of, chance)))
+        told.append(
+            jobs.Event("step", f"Step {step}/{of}", type="metrics", step=step, data=figures(step, of, chance, pace))
+        )
         if step % 30 == 0:
-            told += [validation(step, of), samples(step)]
+            told += [validation(step, of, pace), samples(step)]
     jobs.record(service.database, held, told)
     jobs.beat(
         service.database, held, lease_s=3600, step=steps, total_steps=of, phase="training", trained_tokens=steps * 437
@@ -138,13 +143,13 @@ def loss_at(step: int) -> float:
     return 0.35 + 3.1 * math.exp(-step / 28)
 
 
-def figures(step, of, chance):
+def figures(step, of, chance, pace):
     ranks = {layer: max(1, round(12 - step / of * (2 + (n * 7) % 10))) for n, layer in enumerate(LAYERS)}
     return {
         "step": step,
         "total_steps": of,
-        "train_loss": loss_at(step) * chance.uniform(0.82, 1.2),
-        "train_mean_token_accuracy": 1 - loss_at(step) / 4 * chance.uniform(0.9, 1.1),
+        "train_loss": loss_at(step * pace) * chance.uniform(0.82, 1.2),
+        "train_mean_token_accuracy": 1 - loss_at(step * pace) / 4 * chance.uniform(0.9, 1.1),
         "learning_rate": 5e-4 * min(1, step / 5) * (0.5 + 0.5 * math.cos(math.pi * step / of)),
         "grad_norm": 0.4 + 2 * math.exp(-step / 20) * chance.uniform(0.6, 1.5),
         "tokens_per_s": 1180 * chance.uniform(0.93, 1.04),
@@ -153,8 +158,8 @@ def figures(step, of, chance):
     }
 
 
-def validation(step, of):
-    loss = loss_at(step) + 0.08
+def validation(step, of, pace):
+    loss = loss_at(step * pace) + 0.08
     data = {
         "step": step,
         "total_steps": of,

@@ -22,6 +22,7 @@ PLACES = [
         for place in ("data/{file}", "jobs/{done}", "jobs/{failed}", "jobs/{running}", "jobs/{waiting}")
     ),
     "/admin/adapters/{adapter}",
+    "/admin/jobs/compare?job={done}&job={prompt}&job={running}&job={beside}",
 ]
 LOOKS = {
     "desktop": {},

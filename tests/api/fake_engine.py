@@ -148,7 +148,8 @@ class FakeEngine:
         spec = MeasureSpec.model_validate_json(await request.body())
         self.measures.append(spec)
         counted = {"tokens": 10, "learned_tokens": 5, "context": self.context, "too_long": self.too_long}
-        return JSONResponse(counted | self.measured)
+        lengths = {} if spec.first is None else {"lengths": [9, 12, 12, 40]}
+        return JSONResponse(counted | lengths | self.measured)
 
     async def preview(self, request: Request):
         """One row of three tokens, whatever is asked, or what previewed says."""

@@ -33,7 +33,14 @@ class Measurer:
         with self._folder() as folder:
             try:
                 path = self._fetched(spec.file_sha256, folder)
-                found = measure(path, self._tokenizer, spec.max_tokens, train_on=spec.train_on, template=spec.template)
+                found = measure(
+                    path,
+                    self._tokenizer,
+                    spec.max_tokens,
+                    train_on=spec.train_on,
+                    template=spec.template,
+                    first=spec.first,
+                )
             except FaultyLineError as error:
                 raise Refused(400, "invalid_file", str(error), "file_sha256") from error
         schedule = spec.schedule
@@ -46,6 +53,7 @@ class Measurer:
             "too_long": [{"line": line, "tokens": tokens} for line, tokens in found.too_long],
             "shape": self._shape.model_dump(mode="json"),
             "largest": None if met is None else met.model_dump(mode="json"),
+            **({} if spec.first is None else {"lengths": found.lengths.tolist()}),
         }
 
     def preview(self, spec: PreviewSpec) -> Preview:

@@ -51,31 +51,50 @@ Graft.charts = (() => {
         continue;
       }
       old?.plot.destroy();
-      const holder = old?.holder ?? figure(place, kind);
+      const holder = old?.holder ?? place.querySelector(`[data-chart="${kind.id}"]`);
+      if (!old) holder.replaceChildren();
       shown.set(kind.id, { look, holder, plot: plot(holder, kind, data, { doesSmooth, isLog: isLog && kind.canLog }) });
     }
-  }
-
-  function figure(place, kind) {
-    const holder = make("div.chart", { role: "img", "aria-label": t(kind.title) });
-    place.append(make(kind.isBroad ? "div.broad" : "div", {}, make("h3", {}, t(kind.title)), holder));
-    return holder;
   }
 
   function plot(holder, kind, data, { doesSmooth, isLog }) {
     const lines = kind.series.map(([, label]) => label);
     if (doesSmooth) lines.splice(1, 0, "smoothed");
     const inks = doesSmooth ? ["series-3", "series-1", "series-2"] : ["series-1", "series-2"];
-    const axis = { stroke: ink("quiet"), grid: { stroke: ink("line"), width: 1 }, ticks: { stroke: ink("line") }, font: "11px system-ui" };
     return new uPlot(
       {
-        width: holder.clientWidth, height: kind.isBroad ? 250 : 180, cursor: { y: false },
-        scales: { x: { time: false }, y: { distr: isLog ? 3 : 1 } },
-        axes: [{ ...axis, values: (_, all) => all.map((value) => (Number.isInteger(value) ? number(value) : "")) },
-          { ...axis, size: 74, values: (_, all) => all.map((value) => (value == null ? "" : kind.read(value))) }],
+        ...frame(holder, kind.isBroad ? 250 : 180, isLog, kind.read),
         series: [{ label: t("Step") }, ...lines.map((label, at) => ({
           label: t(label), stroke: ink(inks[at]), width: label === "training" && doesSmooth ? 1 : 2, spanGaps: true,
           points: { show: label === "validation", size: 6 }, value: (_, value) => kind.read(value),
+        }))],
+      },
+      data, holder,
+    );
+  }
+
+  /** What every chart has: its size, its scales, and axes in the page's colours. */
+  function frame(holder, height, isLog, read) {
+    const axis = { stroke: ink("quiet"), grid: { stroke: ink("line"), width: 1 }, ticks: { stroke: ink("line") }, font: "11px system-ui" };
+    return {
+      width: holder.clientWidth, height, cursor: { y: false },
+      scales: { x: { time: false }, y: { distr: isLog ? 3 : 1 } },
+      axes: [{ ...axis, values: (_, all) => all.map((value) => (Number.isInteger(value) ? number(value) : "")) },
+        { ...axis, size: 74, values: (_, all) => all.map((value) => (value == null ? "" : read(value))) }],
+    };
+  }
+
+  /** Lines of several runs over each other. lines: {label, ink, steps, values, isThin, isDotted}; each has its own steps. */
+  function overlay(holder, lines, { isLog, height = 300 }) {
+    holder.replaceChildren();
+    if (!lines.length) return null;
+    const data = uPlot.join(lines.map((line) => [line.steps, line.values]));
+    return new uPlot(
+      {
+        ...frame(holder, height, isLog, few), legend: { show: false },
+        series: [{ label: t("Step") }, ...lines.map((line) => ({
+          label: line.label, stroke: ink(line.ink), width: line.isThin ? 1 : 2, spanGaps: true, alpha: line.isThin ? 0.45 : 1,
+          points: { show: line.isDotted, size: 6 },
         }))],
       },
       data, holder,
@@ -91,7 +110,9 @@ Graft.charts = (() => {
     const steps = [...ranks.keys()].sort((a, b) => a - b);
     const layers = [...new Set(steps.flatMap((step) => Object.keys(ranks.get(step))))];
     const most = Math.max(1, ...steps.flatMap((step) => Object.values(ranks.get(step))));
-    const [left, high, wide] = [230, 14, Math.max(4, Math.min(26, 700 / steps.length))];
+    const isNarrow = place.clientWidth < 500;
+    const name = (layer) => (isNarrow ? layer.replace(/^model\.layers\.(\d+)\.(?:\w+\.)*(\w+)$/, "$1 $2") : layer.replace(/^model\./, ""));
+    const [left, high, wide] = [isNarrow ? 96 : 230, 14, Math.max(4, Math.min(26, 700 / steps.length))];
     const svg = (name, attributes, text = "") => {
       const element = document.createElementNS("http://www.w3.org/2000/svg", name);
       for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -102,7 +123,7 @@ Graft.charts = (() => {
     const map = svg("svg", { class: "heat", width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": t("Ranks of {n} layers", { n: layers.length }) });
     const accent = ink("series-1");
     layers.forEach((layer, y) => {
-      map.append(svg("text", { x: left - 8, y: y * high + 11, "text-anchor": "end" }, layer.replace(/^model\./, "")));
+      map.append(svg("text", { x: left - 8, y: y * high + 11, "text-anchor": "end" }, name(layer)));
       steps.forEach((step, x) => {
         const rank = ranks.get(step)[layer] ?? 0;
         const cell = svg("rect", { x: left + x * wide, y: y * high + 1, width: wide - 1, height: high - 2, fill: accent, "fill-opacity": 0.06 + 0.94 * (rank / most) });
@@ -114,5 +135,5 @@ Graft.charts = (() => {
     place.replaceChildren(map);
   }
 
-  return { draw, fit, heat };
+  return { draw, few, fit, heat, ink, overlay, share, smoothed };
 })();

@@ -31,6 +31,9 @@ Graft.estimate = (place, found) => {
     for (const one of found.advice)
       parts.push(make("p", {}, t("{param} = {value} would take {size}.", { param: one.param, value: JSON.stringify(one.value), size: size(one.memory_bytes) })));
   }
+  const basis = found.seconds_basis === "jobs" ? t("The time is by the pace of earlier jobs here.") : t("The time is a guess: no job of this kind was done here yet.");
+  const device = found.device ? ` ${t("The device has {size}.", { size: size(found.device.memory_bytes) })}` : "";
+  parts.push(make("p.quiet.small", {}, basis + device));
   const resolved = { ...found.hyperparameters, ...found.training };
   const rows = Object.entries(resolved).filter(([, value]) => value !== null && typeof value !== "object");
   if (rows.length) {

@@ -54,6 +54,7 @@ const Graft = (() => {
   }
 
   // <button data-url data-method data-confirm data-next>: one request to /v1, asked twice where it cannot be undone.
+  // With data-refresh="#id" that part of the page is asked for again, and the rest stays as it is.
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("button[data-url]");
     if (!button) return;
@@ -61,6 +62,10 @@ const Graft = (() => {
     button.disabled = true;
     try {
       const answer = await ask(button.dataset.method, button.dataset.url);
+      if (button.dataset.refresh) {
+        htmx.trigger(document.querySelector(button.dataset.refresh), "refresh");
+        return;
+      }
       const next = (button.dataset.next || location.pathname).replace("{id}", (await answer.json()).id);
       location.assign(next);
     } catch (problem) {

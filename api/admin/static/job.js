@@ -34,8 +34,11 @@
     const row = make(`li.${event.level}`, { "data-number": event.id.replace(/\D/g, "") },
       make("time", { datetime: when.toISOString() }, when.toLocaleTimeString()), make("span", {}, event.message));
     const number = Number(row.dataset.number);
-    const after = [...at("log").children].find((other) => Number(other.dataset.number) < number);
-    at("log").insertBefore(row, after ?? null);
+    const log = at("log");
+    const isAtEnd = log.scrollTop + log.clientHeight > log.scrollHeight - 40;
+    const after = [...log.children].find((other) => Number(other.dataset.number) > number);
+    log.insertBefore(row, after ?? null);
+    if (isAtEnd) log.scrollTop = log.scrollHeight;
   }
 
   function draw() {
@@ -43,11 +46,11 @@
     at("no-points").hidden = points.size > 0;
     feed.dataset.points = points.size;
     if (points.size) charts.draw(at("charts"), points, { isSmooth: at("smooth").checked, isLog: at("log-scale").checked }, shown);
-    if (ranks.size) {
-      at("ranks").hidden = false;
+    if (ranks.size && at("ranks")) {
+      at("no-ranks")?.remove();
       charts.heat(at("ranks-map"), ranks);
     }
-    if (samples.size) drawSamples();
+    if (samples.size && at("samples")) drawSamples();
   }
 
   function drawSamples() {
@@ -59,7 +62,7 @@
       choice.replaceChildren(...steps.map((step) => make("option", {}, `${step}`)));
       if (!isNewest) choice.value = chosen;
     }
-    at("samples").hidden = false;
+    at("no-samples")?.remove();
     const rows = samples.get(Number(choice.value)) ?? [];
     at("samples-rows").replaceChildren(
       ...rows.map((row) => make("tr", {}, ...[row.prompt, row.expected, row.said].map((text) => make("td.wrap", {}, text)))),
@@ -92,16 +95,18 @@
   }
 
   for (const id of ["smooth", "log-scale"]) at(id).addEventListener("change", draw);
-  at("samples-step").addEventListener("change", drawSamples);
+  at("samples-step")?.addEventListener("change", drawSamples);
   new ResizeObserver(() => charts.fit(shown)).observe(at("charts"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
     for (const one of shown.values()) one.look = "";
     draw();
   });
-  at("again")?.addEventListener("click", async () => {
+  at("promote")?.addEventListener("submit", async (event) => {
+    event.preventDefault();
+    const { adapter } = at("promote").dataset;
     try {
-      const made = await (await ask("POST", "/v1/fine_tuning/jobs", JSON.parse(at("again").dataset.body))).json();
-      location.assign(`/admin/jobs/${made.id}`);
+      await ask("POST", `/v1/adapters/${adapter}/aliases/${encodeURIComponent(at("alias").value.trim())}`);
+      location.reload();
     } catch (problem) {
       notice(problem.message, "error");
     }

@@ -50,11 +50,33 @@
     const asked = body();
     if (language === "curl")
       return `curl ${location.origin}/v1/fine_tuning/jobs \\\n  -H "Authorization: Bearer $GRAFT_KEY" \\\n  -H 'Content-Type: application/json' \\\n  -d '${JSON.stringify(asked, null, 2).replaceAll("'", "'\\''")}'`;
+    if (language === "cli") return `.venv/bin/python -m api.cli create --url ${location.origin} \\\n  ${words(asked).map(quoted).join(" \\\n  ")}`;
     const { peft, training, continue_from, ...known } = asked;
     const extra = { peft, ...(training && { training }), ...(continue_from && { continue_from }) };
     const lines = Object.entries({ ...known, extra_body: extra }).map(([name, value]) => `    ${name}=${python(value)},`);
     return `import os\nfrom openai import OpenAI\n\nclient = OpenAI(base_url="${location.origin}/v1", api_key=os.environ["GRAFT_KEY"])\njob = client.fine_tuning.jobs.create(\n${lines.join("\n")}\n)\nprint(job.id)`;
   }
+
+  /** The body as NAME=VALUE: its three sections by their fields, what lies deeper as JSON. */
+  function words(asked) {
+    const text = (value) => (typeof value === "string" && !isJSON(value) ? value : JSON.stringify(value));
+    return Object.entries(asked).flatMap(([name, value]) =>
+      typeof value === "object" && value !== null && !Array.isArray(value)
+        ? Object.entries(value).map(([field, one]) => `${name}.${field}=${text(one)}`)
+        : [`${name}=${text(value)}`],
+    );
+  }
+
+  function isJSON(text) {
+    try {
+      JSON.parse(text);
+      return true;
+    } catch {
+      return false;
+    }
+  }
+
+  const quoted = (word) => (/^[\w.,:@=/-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
 
   function python(value) {
     if (value === true) return "True";
@@ -102,16 +124,22 @@
     Graft.preview.show(at("preview-rows"), { model, training_file, peft, ...(training && { training }) });
   }
 
+  const source = () => ({ model: at("model").value, training_file: at("training_file").value });
+  const template = Graft.template.edit(at("p_tuning-template"), source, look);
   let waiting, asking;
   async function reckon() {
     asking?.abort();
+    if (method() === "p_tuning" && !template.isSound()) return;
     asking = new AbortController();
+    at("estimated").setAttribute("aria-busy", "true");
     try {
       const found = await (await ask("POST", "/v1/fine_tuning/estimate", body(), asking.signal)).json();
       Graft.estimate(at("estimated"), found);
+      at("estimated").setAttribute("aria-busy", "false");
     } catch (problem) {
-      if (problem.status === 404) at("estimated").closest("section").hidden = true;
-      else if (problem.name !== "AbortError") at("estimated").replaceChildren(make("p.quiet", {}, problem.message));
+      if (problem.name === "AbortError") return;
+      at("estimated").replaceChildren(make("p.quiet", {}, problem.message));
+      at("estimated").setAttribute("aria-busy", "false");
     }
   }
 
@@ -121,17 +149,18 @@
     waiting = setTimeout(reckon, 500);
   }
 
-  for (const name of ["curl", "python"])
+  const LANGUAGES = ["curl", "python", "cli"];
+  for (const name of LANGUAGES)
     at(`as-${name}`).addEventListener("click", () => {
       language = name;
-      for (const other of ["curl", "python"]) at(`as-${other}`).setAttribute("aria-pressed", `${other === name}`);
+      for (const other of LANGUAGES) at(`as-${other}`).setAttribute("aria-pressed", `${other === name}`);
       at("script").textContent = script();
     });
   form.addEventListener("input", () => {
     for (const place of form.querySelectorAll(".of-method")) place.hidden = place.id !== `method-${method()}`;
+    if (method() === "p_tuning") template.open();
     changed();
   });
   at("look-now").addEventListener("click", look);
-  at("method-p_tuning").addEventListener("change", look);
   changed();
 })();

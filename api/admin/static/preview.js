@@ -16,9 +16,7 @@ Graft.preview = (() => {
   }
 
   function draw(place, found) {
-    const parts = found.errors.slice(0, 10).map((fault) =>
-      make("p.problem", {}, t("Line {line}: {why}", { line: fault.line, why: fault.message })),
-    );
+    const parts = [findings(found)].filter(Boolean);
     for (const row of found.rows) {
       const counts = t("Line {line}: {n} tokens, {learned} learned", {
         line: row.line, n: row.n_tokens, learned: row.n_learned,
@@ -27,6 +25,17 @@ Graft.preview = (() => {
       parts.push(make("p.tokens.mono", { lang: "und" }, ...row.tokens.map(token)));
     }
     place.replaceChildren(...parts);
+  }
+
+  /** What is wrong or odd, by line: what is wrong stops a job, what is odd does not. */
+  function findings({ errors, warnings, n_errors, n_warnings }) {
+    if (!errors.length && !warnings.length) return null;
+    const row = (kind) => (one) =>
+      make("tr", {}, make("td.number", {}, `${one.line}`), make("td", {}, make(`span.state.${kind}`, {}, t(kind))), make("td.mono", {}, one.field || "–"), make("td.wrap", {}, one.message));
+    const heads = [t("Line"), t("Kind"), t("Field"), t("What")].map((text) => make("th", { scope: "col" }, text));
+    const table = make("table", {}, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...errors.map(row("fault")), ...warnings.map(row("remark"))));
+    const title = t("In the first rows: faults {errors}, remarks {warnings}", { errors: n_errors, warnings: n_warnings });
+    return make("details", errors.length ? { open: "" } : {}, make("summary", {}, title), make("div.scroll", { tabindex: "0", role: "group", "aria-label": title }, table));
   }
 
   function token(one) {

@@ -38,6 +38,7 @@ def test_a_file_is_measured(jsonl, chat, tokenizer):
     assert found.faults == (Fault(4, "", "chat_template", found.faults[0].message),)
     assert "System role not supported" in found.faults[0].message
     assert measure(path, tokenizer, None).n_too_long == 0
+    assert measure(path, tokenizer, None, first=2).lengths.tolist() == found.lengths.tolist()[:2]
 
 
 def test_a_measure_keeps_the_first_hundred_and_refuses_faulty_files(jsonl, chat, tokenizer):

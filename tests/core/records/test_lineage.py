@@ -5,7 +5,7 @@ import pytest
 from core.blobs import Blob
 from core.records import adapters, datasets, jobs
 from core.records.evaluations import evaluations
-from core.records.lineage import lineage
+from core.records.lineage import lineage, lineage_of_job
 
 
 @pytest.fixture
@@ -125,3 +125,18 @@ def test_a_finished_run_is_evaluated_by_the_step_that_is_served(db, machine, mak
     with db.session() as session:
         assert evaluations(session, [job_id]) == {job_id: {"step": 2, "train_loss": 2.0, "valid_loss": 1.5}}
         assert evaluations(session, []) == {}
+
+
+def test_a_job_s_graph_has_its_adapter_its_retries_and_what_went_on_from_its_checkpoints(grow, db, account):
+    first, a = grow("a")
+    second, b = grow("b", (f"{a.name}:ckpt-step-5", "A" * 64))
+    third, _ = grow("c", retry_of=first.id)
+    grow("d")
+    with db.session() as session:
+        found = lineage_of_job(session, account, first)
+        stranger = lineage_of_job(session, account, grow("e")[0])
+    ids = {node.id for node in found.nodes.values() if node.kind in ("job", "adapter")}
+    assert {first.id, a.id, second.id, b.id, third.id} <= ids
+    assert not {node.name for node in found.nodes.values()} & {"d", "e"}
+    assert {edge.bond for edge in found.edges} == {"trained_on", "validated_on", "made", "continued_from", "retry_of"}
+    assert {node.name for node in stranger.nodes.values() if node.kind == "job"} == {"e"}

@@ -185,6 +185,9 @@ def test_it_measures_a_dataset_by_its_own_tokeniser(settings):
         schedule = {"n_epochs": 1, "batch_size": 2, "tokens_per_batch": 2048, "seed": 0}
         scheduled = client.http.post("/measure", json=question | {"schedule": schedule}).json()
         assert scheduled["largest"]["tokens"] == found["tokens"]
+        one, both = (client.http.post("/measure", json=question | {"first": n}).json() for n in (1, 9))
+        assert both["lengths"] == [one["tokens"], found["tokens"] - one["tokens"]]
+        assert (one["lengths"], one["n_examples"], "lengths" in found) == ([one["tokens"]], 1, False)
         assert found["tokens"] > 300 < found["too_long"][0]["tokens"]
         for sha256, code in ((bad.sha256, "invalid_file"), ("0" * 64, "file_not_found")):
             refused = client.http.post("/measure", json=question | {"file_sha256": sha256})
