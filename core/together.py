@@ -64,7 +64,7 @@ def follow(model: RoutedModel, team: Team) -> None:
 
 
 def dismiss(team: Team) -> None:
-    """The leader's last word: everyone's follow() returns."""
+    """The leader's last word: everyone's follow() returns, and leaves."""
     team.tell(Dismissed().model_dump_json())
     team.leave()
 

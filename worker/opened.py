@@ -10,6 +10,7 @@ from core.model import RoutedModel
 from core.reading import with_reading
 from core.settings import Settings
 from core.specs.assignment import Assignment
+from core.team import Team
 from worker.reading import base_of
 
 
@@ -29,3 +30,21 @@ class Opened:
         base = base_of(assignment, settings)
         model = RoutedModel(base.model)
         return cls(base, model, with_reading(base.facts, model))
+
+    @classmethod
+    def with_team(cls, assignment: Assignment, settings: Settings, team: Team) -> "Opened":
+        """The same in every process of a team, at the leader's word.
+
+        Raises, in everyone: UnusableBaseModel or what else it was here; RuntimeError where it went well here alone.
+        """
+        if team.is_leader:
+            team.tell(assignment.model_dump_json())
+        try:
+            opened = cls.of(assignment, settings)
+        except Exception as error:
+            team.compare(repr(error))
+            raise
+        refusals = {rank: said for rank, said in enumerate(team.compare("")) if said}
+        if refusals:
+            raise RuntimeError(f"the base model could be opened, but not by these processes of the team: {refusals}")
+        return opened

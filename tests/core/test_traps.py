@@ -47,7 +47,8 @@ def by_its_own_tokens(original):
     """As trainers that take the mean of each micro-batch: its loss over its own learned tokens."""
 
     def backward(model, worn, weights):
-        own = {run: sum(int(w.row.learned.sum()) for w in worn if w.owner is run) for run in weights}
+        rows = {(w.owner, w.key): int(w.row.learned.sum()) for w in worn}  # once each, however many members wear it
+        own = {run: sum(count for (owner, _), count in rows.items() if owner is run) for run in weights}
         return original(model, worn, own)
 
     return backward
