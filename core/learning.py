@@ -61,9 +61,13 @@ def learn_from(model: RoutedModel, worn: Sequence[Worn[O]], weights: Mapping[O, 
     routing = Routing.of_rows([w.effect for w in worn], dropout_keys=keys, noise_alphas=noise)
     with model.wearing(routing):
         rows, learned = assembled(model, [w.row for w in worn], routing)
-        losses = _losses(_Seen(model, model(rows), rows, learned), [w.owner for w in worn], references)
-        if losses:
-            torch.stack([loss.total / weights[owner] for owner, loss in losses]).sum().backward()  # type: ignore[no-untyped-call]
+        hidden = model(rows)
+        losses = _losses(_Seen(model, hidden, rows, learned), [w.owner for w in worn], references)
+        # Where every loss failed, others may yet wait for this process to go back through its layers.
+        mean = (
+            torch.stack([loss.total / weights[owner] for owner, loss in losses]).sum() if losses else hidden.sum() * 0
+        )
+        mean.backward()
     return losses
 
 

@@ -72,6 +72,13 @@ class Turn(Spec):
     effects: tuple[EffectPlan, ...]
     tensors: tuple[TensorPlan, ...]
     shares: tuple[tuple[tuple[RowPlan, ...], ...], ...]
+    rounds: tuple[bool, ...] = Field(description="As many as the longest share; whether anyone compares pairs in it.")
+
+
+class Passing(Spec):
+    """The leader goes through a base model that is divided: so does everyone, once, without gradients."""
+
+    kind: Literal["passing"] = "passing"
 
 
 class Dismissed(Spec):
@@ -80,7 +87,7 @@ class Dismissed(Spec):
     kind: Literal["dismissed"] = "dismissed"
 
 
-Order = Annotated[Turn | Dismissed, Field(discriminator="kind")]
+Order = Annotated[Turn | Passing | Dismissed, Field(discriminator="kind")]
 ORDER: TypeAdapter[Order] = TypeAdapter(Order)
 
 

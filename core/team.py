@@ -5,7 +5,8 @@ of one machine find one another through a file in a private folder, so no port i
 dies breaks its connections: whoever waits for it raises. Knows no run and no model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -25,6 +26,8 @@ class Team:
     def __init__(self, rank: int, size: int, device: torch.device) -> None:
         """Of a process group that is there."""
         self.rank, self.size, self.device = rank, size, device
+        self.is_dividing = False  # the base model: each process has a part of every layer (core/division.py)
+        self.is_in_turn = False  # everyone knows what everyone does
 
     @classmethod
     def meet(cls, rank: int, size: int, device: torch.device, *, at: Path | None = None) -> "Team":
@@ -42,9 +45,18 @@ class Team:
         """Whether it tells the others what to do."""
         return self.rank == LEADER
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Of the leader, from when all were told of a turn until it is over."""
+        self.is_in_turn = True
+        try:
+            yield
+        finally:
+            self.is_in_turn = False
+
     def tell(self, order: str) -> None:
         """The leader's: to all others."""
-        content = torch.frombuffer(bytearray(order.encode()), dtype=torch.uint8)
+        content = _bytes(order)
         dist.broadcast(torch.tensor(len(content)), LEADER)
         dist.broadcast(content, LEADER)
 
@@ -58,10 +70,10 @@ class Team:
 
     def compare(self, said: str) -> list[str]:
         """What everyone says now, by rank."""
-        mine = torch.frombuffer(bytearray(said.encode()), dtype=torch.uint8)
+        mine = _bytes(said)
         lengths = [torch.zeros((), dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(lengths, torch.tensor(len(mine)))
-        longest = max(int(length) for length in lengths)
+        longest = max(1, *(int(length) for length in lengths))
         heard = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(heard, torch.nn.functional.pad(mine, (0, longest - len(mine))))
         return [bytes(t[: int(n)].numpy()).decode() for t, n in zip(heard, lengths, strict=True)]
@@ -85,3 +97,9 @@ class Team:
     def leave(self) -> None:
         """Once the leader has told everyone to."""
         dist.destroy_process_group()
+
+
+def _bytes(text: str) -> Tensor:
+    """[n] uint8; torch makes no tensor of an empty buffer."""
+    content = bytearray(text.encode())
+    return torch.frombuffer(content, dtype=torch.uint8) if content else torch.empty(0, dtype=torch.uint8)

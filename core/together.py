@@ -11,6 +11,7 @@ rows are dealt out changes no gradient but in its last bits.
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor
 
 from core.carried import effect_of, leaves_of, plan_of, room_for, tensor_plan
 from core.data.tokens import TokenRow
+from core.division import go_through
 from core.effects import Effect, Ensemble
 from core.learning import Worn, guarded, learn_from
 from core.model import RoutedModel
-from core.orders import ORDER, Dismissed, Outcome, OwnerPlan, RowPlan, Sum, Turn
+from core.orders import ORDER, Dismissed, Outcome, OwnerPlan, Passing, RowPlan, Sum, Turn
 from core.pieces import Piece, effects_of, micro_batches_of, weights_of, worn_by
 from core.preferences import Preference
 from core.run import Run
@@ -41,7 +43,8 @@ def learn_together(model: RoutedModel, team: Team, pieces: Sequence[Piece]) -> d
     weights, effects = weights_of(pieces), effects_of(pieces)
     turn, live = _turn(micro_batches_of(pieces, team.size), weights, effects)
     team.tell(turn.model_dump_json())
-    outcomes, gradients = _learn(model, team, turn, team.spread(live))
+    with team.turn():
+        outcomes, gradients = _learn(model, team, turn, team.spread(live))
     runs = list(weights)
     for rank, outcome in enumerate(outcomes):
         for run, found in zip(runs, outcome.sums, strict=True):
@@ -54,13 +57,23 @@ def learn_together(model: RoutedModel, team: Team, pieces: Sequence[Piece]) -> d
 
 def follow(model: RoutedModel, team: Team) -> None:
     """Takes part in every turn of the leader's, until dismissed. Raises where the leader died, or crashes as it did."""
-    while isinstance(turn := ORDER.validate_json(team.hear()), Turn):
-        rooms = [room_for(plan, model.device) for plan in turn.tensors]
-        try:
-            _learn(model, team, turn, team.spread(rooms))
-        except MemoryError:
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
+    while not isinstance(order := ORDER.validate_json(team.hear()), Dismissed):
+        match order:
+            case Turn():
+                _follow(model, team, order)
+            case Passing():
+                go_through(model, is_learning=False)
+
+
+def _follow(model: RoutedModel, team: Team, turn: Turn) -> None:
+    rooms = [room_for(plan, model.device) for plan in turn.tensors]
+    try:
+        _learn(model, team, turn, team.spread(rooms))
+    except MemoryError:
+        if team.is_dividing:
+            raise  # the others wait in the midst of a layer
+        if model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def dismiss(team: Team) -> None:
@@ -111,6 +124,10 @@ def _turn(
         effects=tuple(plan for plan, _ in planned),
         tensors=tuple(map(tensor_plan, live)),
         shares=tuple(tuple(tuple(map(row, batch)) for batch in share) for share in worn),
+        rounds=tuple(
+            any(w.owner.preference is not None for batch in together for w in batch)
+            for together in zip_longest(*worn, fillvalue=())
+        ),
     )
     return turn, live
 
@@ -118,7 +135,7 @@ def _turn(
 def _learn(model: RoutedModel, team: Team, turn: Turn, tensors: Sequence[Tensor]) -> tuple[list[Outcome], Tensor]:
     """Everyone's part of a turn: all outcomes, and in the leader the sum of all gradients. Raises as learn_together."""
     leaves, gradients = leaves_of(tensors, turn.tensors)
-    outcome = _outcome(model, turn, leaves, team.rank)
+    outcome = _outcome(model, turn, leaves, team)
     outcomes = [Outcome.model_validate_json(said) for said in team.compare(outcome.model_dump_json())]
     for rank, said in enumerate(outcomes):
         if said.crash:
@@ -130,19 +147,33 @@ def _learn(model: RoutedModel, team: Team, turn: Turn, tensors: Sequence[Tensor]
     return outcomes, gradients
 
 
-def _outcome(model: RoutedModel, turn: Turn, leaves: Sequence[Tensor], rank: int) -> Outcome:
+def _outcome(model: RoutedModel, turn: Turn, leaves: Sequence[Tensor], team: Team) -> Outcome:
     """Learns from this process's own rows. The leaves' gradients are of no use where it came to nothing."""
     try:
         owners = [_Owner(None if plan.beta is None else Preference(plan.beta)) for plan in turn.owners]
         weights = {owner: plan.weight for owner, plan in zip(owners, turn.owners, strict=True)}
-        for batch in _batches(turn, owners, iter(leaves), rank):
+        mine = list(_batches(turn, owners, iter(leaves), team.rank))
+        for place, is_compared in enumerate(turn.rounds):
+            batch = mine[place] if place < len(mine) else []
+            if team.is_dividing:
+                _keep_step(model, batch, is_compared=is_compared)
             for owner, loss in learn_from(model, batch, weights):
                 owner.score = owner.score.plus(loss)
         return Outcome(sums=tuple(map(_sum, owners)))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the others wait to hear of it
+    except Exception as error:
+        if team.is_dividing:
+            raise  # as above: only the end of this process can tell them
         if is_lack_of_memory(error):
             return Outcome(lack=str(error) or type(error).__name__)
         return Outcome(crash="".join(traceback.format_exception(error)))
+
+
+def _keep_step(model: RoutedModel, batch: Sequence[Worn[_Owner]], *, is_compared: bool) -> None:
+    """Goes through the layers of a divided base for what others do in this round, and this process does not."""
+    if is_compared and not any(w.owner.preference for w in batch):
+        go_through(model, is_learning=False)
+    if not batch:
+        go_through(model, is_learning=True)
 
 
 def _batches(turn: Turn, owners: Sequence[_Owner], leaves: Iterator[Tensor], rank: int) -> Iterator[list[Worn[_Owner]]]:

@@ -43,11 +43,13 @@ def train(model: RoutedModel, runs: Sequence[Run], team: Team | None = None) -> 
     """
     learn: Learn = partial(learn_together, model, team) if team else partial(_learn, model)
     processes = team.size if team else 1
+    # Who gathers layers from others cannot begin anew by himself.
+    most = 0 if team and team.is_dividing else MOST_HALVINGS
     halvings = 0
     while active := [run for run in runs if run.is_active]:
         began = time.perf_counter()
         pieces = pieces_of(active)
-        scores = _learned(learn, pieces, processes, can_shrink=halvings < MOST_HALVINGS)
+        scores = _learned(learn, pieces, processes, can_shrink=halvings < most)
         if scores is None:
             halvings += 1
             yield from (Cramped(run, run.step, run.spec.tokens_per_batch) for run in active)

@@ -61,6 +61,7 @@ def environment(settings: Settings, ours: Mapping[str, str]) -> dict[str, str]:
         "GRAFT_CHECKPOINT_S": str(settings.checkpoint_s),
         "GRAFT_THREADS": str(settings.threads),
         "GRAFT_DEVICES_PER_JOB": str(settings.devices_per_job),
+        "GRAFT_DIVIDE_BASE": str(settings.divide_base),
         "GRAFT_DEVICE": settings.device,
         "GRAFT_PRECISION": settings.precision,
     }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 from pydantic import Field, TypeAdapter
 
 from core.orders import Dismissed
-from core.specs.assignment import FINISHED, ORPHANED, Assignment
+from core.specs.assignment import CRASHED, FINISHED, ORPHANED, OUT_OF_MEMORY, Assignment
 from worker.place import Place
 
 if TYPE_CHECKING:
@@ -39,13 +39,18 @@ def run(place: Place) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as in the leader
     from core.settings import Settings  # noqa: PLC0415 - as in the leader, nothing heavy before the leash is on
+    from core.shortage import is_lack_of_memory  # noqa: PLC0415
     from core.together import follow  # noqa: PLC0415
 
     settings = Settings()
     team = place.meet(settings)
     opened = _opened(team, settings)
     if opened is not None:
-        follow(opened.model, team)
+        try:
+            follow(opened.model, team)
+        except Exception as error:  # noqa: BLE001 - the leader may be waiting for this process: it ends here and now
+            traceback.print_exc()
+            os._exit(OUT_OF_MEMORY if is_lack_of_memory(error) else CRASHED)
     team.leave()
     sys.exit(FINISHED)
 

@@ -1,11 +1,12 @@
 """The base model of a trainer process, opened once for all its jobs. Knows no job."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from core.base.facts import BaseFacts
 from core.base.load import OpenBase
+from core.division import divide, without_weights
 from core.model import RoutedModel
 from core.reading import with_reading
 from core.settings import Settings
@@ -47,4 +48,10 @@ class Opened:
         refusals = {rank: said for rank, said in enumerate(team.compare("")) if said}
         if refusals:
             raise RuntimeError(f"the base model could be opened, but not by these processes of the team: {refusals}")
-        return opened
+        return opened.divided(team) if settings.divide_base else opened
+
+    def divided(self, team: Team) -> "Opened":
+        """The same, of which this process keeps its part alone."""
+        _ = self.base.quantisation  # told of the adapter when all is done; it is a checksum of the whole
+        divide(self.model, team)
+        return replace(self, facts=without_weights(self.facts))

@@ -13,6 +13,7 @@ from core.model import RoutedModel
 from core.orders import Outcome, Sum
 from core.preferences import Pairs
 from core.run import Run
+from core.specs.training import DPO
 from core.team import Team
 from core.together import dismiss, follow
 from core.trainer import Cramped, Failed, Step, train
@@ -102,10 +103,14 @@ def test_jobs_in_step_of_six_methods_learn_what_each_does_alone(model, team, new
 
 
 @pytest.mark.parametrize("is_held", [False, True], ids=["to the base", "to an adapter"])
-def test_pairs_are_learned_as_by_one_process(model, team, new, new_effects, new_facts, is_held):
+def test_pairs_are_learned_as_by_one_process(model, team, new, request, is_held):
+    effects, facts = (request.getfixturevalue(name) for name in ("new_effects", "new_facts"))
+    reference = effects(facts())["rank 4"] if is_held else None
+
     def new_pairs():
-        run = new("lora", n_epochs=2, dpo={"beta": 0.3})
-        return Run(run.spec, run.method, PAIRS, reference=new_effects(new_facts())["rank 4"] if is_held else None)
+        run = new("lora")
+        spec = run.spec.model_copy(update={"dpo": DPO(beta=0.3), "n_epochs": 2})
+        return Run(spec, run.method, PAIRS, reference=reference)
 
     alone, run = new_pairs(), new_pairs()
     expected, said = events(model, [alone]), events(model, [run], team)
@@ -126,10 +131,10 @@ def test_divided_by_each_processs_own_tokens_the_weights_are_others(model, team,
     alone, run = new("lora"), new("lora")
     expected, plain = events(model, [alone]), together._outcome
 
-    def by_its_own(model, turn, leaves, rank):
+    def by_its_own(model, turn, leaves, team):
         own = [sum(sum(row.learned) for batch in share for row in batch) for share in turn.shares]
-        owners = tuple(owner.model_copy(update={"weight": 2 * own[rank]}) for owner in turn.owners)
-        return plain(model, turn.model_copy(update={"owners": owners}), leaves, rank)
+        owners = tuple(owner.model_copy(update={"weight": 2 * own[team.rank]}) for owner in turn.owners)
+        return plain(model, turn.model_copy(update={"owners": owners}), leaves, team)
 
     monkeypatch.setattr(together, "_outcome", by_its_own)  # in the leader; so that its part has another weight
     said = events(model, [run], team)

@@ -16,6 +16,7 @@ from tiny_job import attempt, make_assignment, numbers, of_kind, sha256
 
 from core.specs.assignment import CRASHED, DRAINED, FINISHED, TOLD, CheckpointReport, Said, StepReport
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PAIR = {"GRAFT_DEVICES_PER_JOB": "2"}
 
 
@@ -100,8 +101,7 @@ def test_the_leaders_death_is_everyones_and_one_process_goes_on_alone(tmp_path, 
 
 def test_by_hand_under_torchrun_until_told_to_stop(tmp_path, tiny_entry):
     child = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + ["-m", "worker.trainer_process"],
+        [sys.executable, *TORCHRUN, "-m", "worker.trainer_process"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
