@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.settings import Settings
-
 if TYPE_CHECKING:
+    from core.settings import Settings
     from core.team import Team
 
 MEETING_FILE = "GRAFT_TEAM_FILE"  # where processes that we started find one another; torchrun's have an address
@@ -38,7 +37,7 @@ class Place:
         said = {"RANK": str(self.rank), "WORLD_SIZE": str(self.size), "LOCAL_RANK": str(self.device)}
         return said | ({} if self.at is None else {MEETING_FILE: str(self.at)})
 
-    def meet(self, settings: Settings) -> "Team":
+    def meet(self, settings: "Settings") -> "Team":
         """Takes its device and waits for the others. Raises ValueError where this machine has no such device."""
         import torch  # noqa: PLC0415 - a place is known before torch is
 

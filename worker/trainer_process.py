@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
-from core.specs.assignment import ORDER, ORPHANED, Assignment, Order, Told
+from core.specs.assignment import ORDER, ORPHANED, OUT_OF_MEMORY, Assignment, Order, Told
 from worker.place import Place
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ def main() -> NoReturn:
     company = Company(settings, reports.tell, drain, team)
     threading.Thread(target=_obey, args=(orders, company), name="orders", daemon=True).start()
     code = company.go(first)
+    if team is not None and code == OUT_OF_MEMORY:
+        # The others may wait in the midst of a layer, where they hear nothing: they end with this process.
+        sys.stderr.flush()
+        os._exit(code)
     _dismiss(team, followers)
     sys.exit(code)
 

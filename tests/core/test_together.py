@@ -94,12 +94,19 @@ def test_two_processes_learn_what_one_does(model, team, new, kind):
     assert [e.tokens for e in said] == [e.tokens for e in expected]
 
 
-def test_jobs_in_step_of_six_methods_learn_what_each_does_alone(model, team, new):
-    runs = [new(kind, seed=seed, n_epochs=2) for seed, kind in enumerate(KINDS)]
-    said = events(model, runs, team)
-    for seed, (kind, run) in enumerate(zip(KINDS, runs, strict=True)):
-        alone = new(kind, seed=seed, n_epochs=2)
-        assert_same(run, said, alone, events(model, [alone]))
+def test_jobs_in_step_of_six_methods_learn_what_they_do_in_one_process(model, team, new):
+    here, both = ([new(kind, seed=seed, n_epochs=2) for seed, kind in enumerate(KINDS)] for _ in range(2))
+    expected, said = events(model, here), events(model, both, team)
+    for alone, run in zip(here, both, strict=True):
+        assert_same(run, said, alone, expected)
+
+
+def test_noise_is_a_rows_own_whichever_process_it_is_dealt_to(model, team, new):
+    alone, run = new("lora", neftune_alpha=5.0), new("lora", neftune_alpha=5.0)
+    expected, said = events(model, [alone]), events(model, [run], team)
+    assert_same(run, said, alone, expected)
+    quiet = new("lora")
+    assert losses(events(model, [quiet]), quiet) != pytest.approx(losses(expected, alone), abs=1e-3)
 
 
 @pytest.mark.parametrize("is_held", [False, True], ids=["to the base", "to an adapter"])

@@ -14,7 +14,7 @@ from safetensors.torch import load
 from test_trainer_process import ENVIRONMENT, ROOT, Process
 from tiny_job import attempt, make_assignment, numbers, of_kind, sha256
 
-from core.specs.assignment import CRASHED, DRAINED, FINISHED, TOLD, CheckpointReport, Said, StepReport
+from core.specs.assignment import CRASHED, DRAINED, FINISHED, TOLD, CheckpointReport, Said, StepReport, ValidationReport
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 PAIR = {"GRAFT_DEVICES_PER_JOB": "2"}
@@ -66,6 +66,20 @@ def test_two_processes_make_the_adapter_that_one_makes(pair, alone):
     assert numbers(said).keys() == numbers(expected).keys()
     mine, theirs = weights(adapter), weights(other)
     assert mine.keys() == theirs.keys()
+    assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-4
+
+
+def test_a_base_divided_over_both_makes_the_adapter_that_a_whole_one_makes(tmp_path, tiny_entry, alone):
+    """Validations and sample answers among it, for which the leader goes forward by itself."""
+    with Process(make_assignment(tmp_path / "job", tiny_entry), **PAIR, GRAFT_DIVIDE_BASE="true") as child:
+        code, said = child.end()
+    assert code == FINISHED
+    expected, other = alone
+    assert losses(said) == pytest.approx(losses(expected), abs=1e-5)
+    assert [r.valid_loss for r in of_kind(said, ValidationReport)] == pytest.approx(
+        [r.valid_loss for r in of_kind(expected, ValidationReport)], abs=1e-5
+    )
+    mine, theirs = weights(said[-1].adapter), weights(other)
     assert max(float((mine[name] - theirs[name]).abs().max()) for name in mine) < 1e-4
 
 
