@@ -82,6 +82,8 @@ class Settings(BaseSettings):
     jobs_in_step: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
         "auto", description="Jobs that one trainer trains together; auto: up to 8, as memory allows."
     )
+    devices_per_job: int = Field(1, ge=1, le=64, description="Processes that train together, one device each.")
+    divide_base: bool = Field(False, description="Whether these processes divide the base model's layers.")
     drain_s: float = Field(90.0, gt=0)
     checkpoint_steps: int = Field(200, ge=1)
     checkpoint_s: float = Field(300.0, gt=0)

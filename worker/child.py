@@ -44,7 +44,8 @@ _SYSTEM = (
 )
 _HUB = ("HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SSL_CERT_FILE")
 PASSED_ON = frozenset((*_SYSTEM, *_HUB, "GRAFT_TEST", "GRAFT_CRASH_AT"))
-PASSED_ON_PREFIXES = ("LC_", "CUDA_", "CUBLAS_", "NVIDIA_", "OMP_", "GOMP_", "MKL_", "KMP_", "TORCH_", "PYTORCH_")
+_DEVICES = ("CUDA_", "CUBLAS_", "NVIDIA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_")
+PASSED_ON_PREFIXES = ("LC_", "OMP_", "GOMP_", "MKL_", "KMP_", *_DEVICES)
 
 
 def environment(settings: Settings, ours: Mapping[str, str]) -> dict[str, str]:
@@ -59,6 +60,8 @@ def environment(settings: Settings, ours: Mapping[str, str]) -> dict[str, str]:
         "GRAFT_CHECKPOINT_STEPS": str(settings.checkpoint_steps),
         "GRAFT_CHECKPOINT_S": str(settings.checkpoint_s),
         "GRAFT_THREADS": str(settings.threads),
+        "GRAFT_DEVICES_PER_JOB": str(settings.devices_per_job),
+        "GRAFT_DIVIDE_BASE": str(settings.divide_base),
         "GRAFT_DEVICE": settings.device,
         "GRAFT_PRECISION": settings.precision,
     }

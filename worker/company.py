@@ -27,6 +27,7 @@ from core.specs.assignment import (
     Said,
     Told,
 )
+from core.team import Team
 from core.trainer import Event, train
 from worker.attempt import Attempt
 from worker.opened import Opened
@@ -46,11 +47,13 @@ class _Arrival:
 class Company:
     """Of one process, whose main thread runs go(). take() is for the thread that hears orders.
 
-    tell may be called from any thread. drain: set when all are to stop.
+    tell may be called from any thread. drain: set when all are to stop. team: of processes that this one leads.
     """
 
-    def __init__(self, settings: Settings, tell: Callable[[Told], None], drain: threading.Event) -> None:
-        self._settings, self._tell, self._drain = settings, tell, drain
+    def __init__(
+        self, settings: Settings, tell: Callable[[Told], None], drain: threading.Event, team: Team | None = None
+    ) -> None:
+        self._settings, self._tell, self._drain, self._team = settings, tell, drain, team
         self._opened: Opened | None = None
         self._opening = threading.Lock()
         self._attempts: dict[Run, Attempt] = {}
@@ -89,7 +92,7 @@ class Company:
     def _train(self) -> None:
         if self._opened is None:
             return
-        for event in train(self._opened.model, self._runs):
+        for event in train(self._opened.model, self._runs, self._team):
             self._hear(event)
             self._admit(is_patient=False)
 
@@ -118,8 +121,13 @@ class Company:
         with self._opening:
             if self._opened is None:
                 attempt.say(PhaseReport(phase="loading_model"))
-                self._opened = Opened.of(attempt.assignment, self._settings)
+                self._opened = self._newly_opened(attempt.assignment)
             return self._opened
+
+    def _newly_opened(self, assignment: Assignment) -> Opened:
+        if self._team is None:
+            return Opened.of(assignment, self._settings)
+        return Opened.with_team(assignment, self._settings, self._team)
 
     def _admit(self, *, is_patient: bool) -> None:
         """Lets in whoever has arrived. is_patient: waits for somebody."""

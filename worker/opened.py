@@ -1,15 +1,17 @@
 """The base model of a trainer process, opened once for all its jobs. Knows no job."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from core.base.facts import BaseFacts
 from core.base.load import OpenBase
+from core.division import divide, without_weights
 from core.model import RoutedModel
 from core.reading import with_reading
 from core.settings import Settings
 from core.specs.assignment import Assignment
+from core.team import Team
 from worker.reading import base_of
 
 
@@ -29,3 +31,27 @@ class Opened:
         base = base_of(assignment, settings)
         model = RoutedModel(base.model)
         return cls(base, model, with_reading(base.facts, model))
+
+    @classmethod
+    def with_team(cls, assignment: Assignment, settings: Settings, team: Team) -> "Opened":
+        """The same in every process of a team, at the leader's word.
+
+        Raises, in everyone: UnusableBaseModel or what else it was here; RuntimeError where it went well here alone.
+        """
+        if team.is_leader:
+            team.tell(assignment.model_dump_json())
+        try:
+            opened = cls.of(assignment, settings)
+        except Exception as error:
+            team.compare(repr(error))
+            raise
+        refusals = {rank: said for rank, said in enumerate(team.compare("")) if said}
+        if refusals:
+            raise RuntimeError(f"the base model could be opened, but not by these processes of the team: {refusals}")
+        return opened.divided(team) if settings.divide_base else opened
+
+    def divided(self, team: Team) -> "Opened":
+        """The same, of which this process keeps its part alone."""
+        _ = self.base.quantisation  # told of the adapter when all is done; it is a checksum of the whole
+        divide(self.model, team)
+        return replace(self, facts=without_weights(self.facts))

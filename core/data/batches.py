@@ -112,6 +112,21 @@ def cuts(tokens: Iterable[int], tokens_per_batch: int) -> list[int]:
     return counts
 
 
+def shares(tokens: Sequence[int], processes: int) -> list[list[int]]:
+    """Deals things of so many tokens each to processes: of each process the places of its own, in order.
+
+    The largest goes first, to whoever has fewest tokens, of equals to the first in line. A pure function: who deals
+    again, deals the same. A process gets nothing where there are fewer things than processes.
+    """
+    dealt: list[list[int]] = [[] for _ in range(processes)]
+    loads = [0] * processes
+    for place in sorted(range(len(tokens)), key=lambda place: -tokens[place]):
+        lightest = loads.index(min(loads))
+        dealt[lightest].append(place)
+        loads[lightest] += tokens[place]
+    return [sorted(share) for share in dealt]
+
+
 def largest(lengths: NDArray[np.int64], learned: NDArray[np.int64], schedule: ScheduleSpec) -> Largest:
     """The largest micro-batch of a run whose rows have so many tokens [B], so many of them learned [B].
 

@@ -6,8 +6,11 @@ from token_rows import PLAIN, random_corpus
 from torch import nn
 
 from core import trainer
+from core.data.batches import Corpus
+from core.data.tokens import TokenRow
 from core.effects import Ensemble, SoftPrompt
 from core.optimisers import Group
+from core.pieces import Piece
 from core.run import Run
 from core.specs.method import PromptTuningSpec
 from core.specs.training import TrainSpec
@@ -43,8 +46,8 @@ STARTS = [torch.randn(2, 64, generator=torch.Generator().manual_seed(seed)) * 0.
 def run_of(*prompts, **changes):
     """Rows of a corpus with two virtual tokens in front; clipped so late that no member feels another."""
     spec = PromptTuningSpec(num_virtual_tokens=2, ensemble_size=len(prompts))
-    corpus = trainer.Corpus.of(
-        trainer.TokenRow(
+    corpus = Corpus.of(
+        TokenRow(
             row.line,
             torch.cat([torch.tensor([-1, -2], dtype=torch.int32), torch.from_numpy(row.ids)]).numpy(),
             torch.cat([torch.tensor([False, False]), torch.from_numpy(row.learned)]).numpy(),
@@ -66,11 +69,11 @@ def learned(model, *runs):
 @pytest.mark.parametrize("tokens_per_batch", [24, 4096])
 def test_members_have_in_one_batch_the_gradients_that_they_have_alone(llama, tokens_per_batch):
     both = run_of(*STARTS, tokens_per_batch=tokens_per_batch)
-    pieces = [trainer._Piece(both, place, both.corpus.rows_of(place)) for place in both.next_rows()]
+    pieces = [Piece(both, place, both.corpus.rows_of(place)) for place in both.next_rows()]
     trainer._learn(llama, pieces)
     for start, together in zip(STARTS, both.method.prompts, strict=True):
         one = run_of(start)
-        trainer._learn(llama, [trainer._Piece(one, p.place, p.rows) for p in pieces])
+        trainer._learn(llama, [Piece(one, p.place, p.rows) for p in pieces])
         assert torch.allclose(together.grad, one.method.prompts[0].grad, atol=1e-7, rtol=1e-4)
         assert together.grad.abs().max() > 1e-4
     # Negative control: they are not alike.
@@ -88,7 +91,7 @@ def test_members_learn_together_what_each_learns_alone(llama):
 
 def test_members_that_share_one_row_would_learn_something_else(llama, monkeypatch):
     """Negative control: rows that go forward for the first member only."""
-    monkeypatch.setattr(trainer, "members_of", lambda effect: effect.members[:1])
+    monkeypatch.setattr("core.pieces.members_of", lambda effect: effect.members[:1])
     (ensemble,) = learned(llama, run_of(*STARTS))
     assert torch.equal(ensemble[0][1], STARTS[1])
 

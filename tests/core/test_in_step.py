@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from core import learning
 from core import losses as losses_of
-from core import trainer
 from core.model import RoutedModel
 from core.run import Run
 from core.trainer import train
@@ -88,7 +88,7 @@ def test_with_a_neighbours_rows_the_gradients_are_others(model, new, monkeypatch
 def test_the_output_head_runs_once_for_all_jobs(model, new, monkeypatch):
     """It is the largest product of a small model, and small ones of its kind are slow."""
     ran, head = [], losses_of.token_losses
-    monkeypatch.setattr(trainer, "token_losses", lambda *args: ran.append(1) or head(*args))
+    monkeypatch.setattr(learning, "token_losses", lambda *args: ran.append(1) or head(*args))
     runs = [new(number, kind) for number, kind in enumerate(("lora", "prompt", "prefix kv"), 1)]
     next(iter(train(model, runs)))
     assert len(ran) == 1

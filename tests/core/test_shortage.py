@@ -4,7 +4,7 @@ import pytest
 import torch
 from token_rows import new_run
 
-from core import trainer
+from core import learning
 from core.shortage import FEWEST_TOKENS, is_lack_of_memory, smaller
 from core.trainer import Cramped, Step, train
 
@@ -14,8 +14,8 @@ class Cramping:
 
     def __init__(self, monkeypatch, most, error=MemoryError):
         self.most, self.error, self.refused = most, error, 0
-        self.plain = trainer.token_losses
-        monkeypatch.setattr(trainer, "token_losses", self)
+        self.plain = learning.token_losses
+        monkeypatch.setattr(learning, "token_losses", self)
 
     def __call__(self, model, hidden, ids, *rest):
         if len(ids) > self.most:
@@ -54,12 +54,12 @@ def test_what_is_left_of_a_turn_that_did_not_fit_would_be_learned_twice(llama, m
     expected = events_of(llama, new_run(llama, rows=48, batch_size=24, tokens_per_batch=140))
     sizes = iter([False, True])
 
-    def refuse_second(*given, plain=trainer.token_losses):
+    def refuse_second(*given, plain=learning.token_losses):
         if next(sizes, False):
             raise MemoryError
         return plain(*given)
 
-    monkeypatch.setattr(trainer, "token_losses", refuse_second)
+    monkeypatch.setattr(learning, "token_losses", refuse_second)
     run = new_run(llama, rows=48, batch_size=24, tokens_per_batch=140)
     monkeypatch.setattr(run.optimiser, "zero_grad", lambda: None)
     events = [event for event in events_of(llama, run) if isinstance(event, Step)]

@@ -46,9 +46,10 @@ def apart(left, right):
 def by_its_own_tokens(original):
     """As trainers that take the mean of each micro-batch: its loss over its own learned tokens."""
 
-    def backward(model, pieces, weights):
-        own = {run: sum(p.weight for p in pieces if p.run is run) for run in weights}
-        return original(model, pieces, own)
+    def backward(model, worn, weights):
+        rows = {(w.owner, w.key): int(w.row.learned.sum()) for w in worn}  # once each, however many members wear it
+        own = {run: sum(count for (owner, _), count in rows.items() if owner is run) for run in weights}
+        return original(model, worn, own)
 
     return backward
 
@@ -58,7 +59,7 @@ def test_row_1_a_gradient_is_the_same_however_its_batch_is_cut(name, llama, new_
     whole = gradients(llama, name, new_facts())
     for tokens_per_batch in (1, 20, 40):
         assert apart(gradients(llama, name, new_facts(), tokens_per_batch=tokens_per_batch), whole) < 5 * TINY
-    monkeypatch.setattr(trainer, "_backward", by_its_own_tokens(trainer._backward))
+    monkeypatch.setattr(trainer, "learn_from", by_its_own_tokens(trainer.learn_from))
     assert apart(gradients(llama, name, new_facts(), tokens_per_batch=1), whole) > 1e-2
 
 

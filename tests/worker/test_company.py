@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from safetensors.torch import load
 from tiny_job import STEPS, Killed, make_assignment, members, numbers, of_kind
 
-from core import trainer
+from core import learning
 from core.methods import METHODS, Lora
 from core.settings import Settings
 from core.specs.assignment import (
@@ -214,14 +214,14 @@ def test_a_lack_of_memory_is_everybodys(tmp_path, tiny_entry, monkeypatch):
 
 def test_a_forward_too_large_for_memory_is_cut_and_said_and_the_job_learns_the_same(tmp_path, tiny_entry, monkeypatch):
     expected = alone(tmp_path, tiny_entry, "rs")
-    plain = trainer.token_losses
+    plain = learning.token_losses
 
     def cramped(model, hidden, ids, *rest):
         if torch.is_grad_enabled() and len(ids) > 100:
             raise torch.OutOfMemoryError
         return plain(model, hidden, ids, *rest)
 
-    monkeypatch.setattr(trainer, "token_losses", cramped)
+    monkeypatch.setattr(learning, "token_losses", cramped)
     reports = alone(tmp_path / "cramped", tiny_entry, "rs")
     said = [report for report in of_kind(reports, WarningReport) if report.code == "out_of_memory"]
     assert said
