@@ -24,9 +24,12 @@ class Kernels:
 
 def kernels_for(device: torch.device) -> Kernels | None:
     """What serves on this device, or None: torch's own products do."""
-    if device.type != "cuda" or torch.is_grad_enabled() or not has_triton():
-        return None
-    return _imported()
+    return _imported() if has_kernels(device) and not torch.is_grad_enabled() else None
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether they serve what asks for no gradients there."""
+    return device.type == "cuda" and has_triton()
 
 
 @cache

@@ -15,7 +15,6 @@ from torch import Tensor
 from core.ops.nf4 import BLOCK, GROUP
 from core.ops.triton_exact import dot, rounded
 
-FEW = 64  # tokens up to which one product is not yet worth a weight in 16 bits
 OUTPUTS = 32  # columns of y that a program writes
 INPUTS = 128  # columns of x that it reads at once
 
@@ -29,11 +28,6 @@ class Weight(NamedTuple):
     offset: Tensor  # [] fp32
     levels: Tensor  # [16] fp32
     scale_map: Tensor  # [256] fp32
-
-
-def can_multiply(tokens: int, inputs: int) -> bool:
-    """Whether this serves so many tokens of so many inputs: two codes of one byte must stand in one row."""
-    return tokens <= FEW and inputs % 2 == 0
 
 
 def product(x: Tensor, weight: Weight, bias: Tensor | None, outputs: int) -> Tensor:

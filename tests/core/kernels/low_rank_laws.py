@@ -53,12 +53,12 @@ def blocked(worn, width):
 pages_of_adapters = st.lists(st.lists(st.integers(0, PAGES - 1), max_size=9, unique=True), min_size=1, max_size=4)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     adapters=pages_of_adapters,
-    tokens=st.lists(st.integers(0, 3), min_size=1, max_size=40),
+    tokens=st.lists(st.integers(0, 3), min_size=1, max_size=20),
     width=st.sampled_from([NARROW, WIDE]),
-    inputs=st.sampled_from([5, 64, 200, LONG_INPUT + 8]),
+    inputs=st.sampled_from([5, 200, LONG_INPUT + 8]),
     widths=st.sampled_from([(7,), (130, 20, 20), (33, 33)]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )

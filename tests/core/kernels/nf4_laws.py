@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.ops.nf4 import LEVELS, dequantise, dynamic_map, quantise
-from core.ops.triton_nf4 import FEW, Weight, can_multiply, product
+from core.ops.nf4 import FEW, LEVELS, can_multiply, dequantise, dynamic_map, quantise
+from core.ops.triton_nf4 import Weight, product
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
