@@ -21,7 +21,7 @@ class CudaGraph:
 
     def __init__(self, step: Callable[[], Tensor], device: torch.device, memory: "GraphMemory") -> None:
         """Records step. It is run several times, with its inputs as they are, so it must bear being run again."""
-        aside = torch.cuda.Stream(device)
+        aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):

@@ -1,8 +1,8 @@
 """A decode step whose inputs stand where they stood: of so many rows, each of one token, everything else in tensors.
 
 What such a step does to memory depends on no number that the host reads, so a GPU can repeat it without the host
-(core/cuda_graph.py). It says what the one forward says; places that no row takes repeat the first row, which writes what
-the first row writes, where it writes it.
+(core/cuda_graph.py). It says what the one forward says; places that no row takes repeat the first row, and so write
+what it writes, where it writes it.
 """
 
 from collections.abc import Sequence

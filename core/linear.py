@@ -116,7 +116,6 @@ class RoutedLinear(nn.Module):
             return
         y[flight.tokens] = _add_pooled(y[flight.tokens], x[flight.tokens], stack, flight.short)
 
-
     def _add_by_kernels(self, pool: RankPool, blocks: Segments, x: Tensor, y: Tensor) -> None:
         """Of siblings the first adds for all: what they answered stands side by side already."""
         kernels, group = choice.kernels_for(x.device), pool.group(self.site)
@@ -157,9 +156,7 @@ def _short(pool: RankPool, effects: Sequence[LowRank | None]) -> Tensor | Paging
     return pool.paging(effects) if pool.pages_pay and SHARED * most <= len(effects) else pool.mask(effects)
 
 
-def _add_pooled(
-    y: Tensor, x: Tensor, stack: tuple[Tensor, Tensor], short: Tensor | Paging | Segments | None
-) -> Tensor:
+def _add_pooled(y: Tensor, x: Tensor, stack: tuple[Tensor, Tensor], short: Tensor | Paging | Segments | None) -> Tensor:
     """What the pool's a and b say of tokens x [n, I], added to y [n, O], which is returned."""
     if isinstance(short, Paging):
         return add_paged(y, x, *stack, short)

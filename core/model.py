@@ -14,9 +14,9 @@ from core.base.facts import linears_of
 from core.base.nf4 import dense_weight
 from core.cache import KVCache
 from core.effects import Effect, KVPrefix, LowRank, norm_of
+from core.embedding import embedded
 from core.fitting import Shape, check
 from core.frugal import make_frugal
-from core.embedding import embedded
 from core.linear import OUTSIDE, Flight, Head, RoutedLinear, Switchboard, flight_of
 from core.ops import choice
 from core.ops.pool import RankPool

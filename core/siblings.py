@@ -36,12 +36,12 @@ class Siblings:
         self.widths = {site.site: layer.out_features for site, layer in zip(sites, linears, strict=True)}  # O of each
         biases = [layer.bias for layer in linears]
         with torch.inference_mode(mode=False), torch.no_grad():
-            whole = torch.cat([layer.weight for layer in linears])  # [O, I]
+            whole = torch.cat([layer.weight.detach() for layer in linears])  # [O, I]
             self._bias = None if biases[0] is None else torch.cat(biases)
             self._packed = pack(whole) if is_packable(whole) else None
             self._whole = None if self._packed is not None else whole
             if self._packed is None:
-                for layer, part in zip(linears, whole.split(list(self.widths.values())), strict=True):
+                for layer, part in zip(linears, torch.split(whole, list(self.widths.values())), strict=True):
                     layer.weight.data = part
         self._x: Tensor | None = None
         self._y: Tensor | None = None

@@ -191,9 +191,7 @@ class Stack(Group):
     alone: tuple[Tensor, Tensor]  # a [G R, I], which of one member is [R, I], and b
 
 
-def _stack(
-    widths: dict[str, int], inputs: int, rows: int, *, device: torch.device, dtype: torch.dtype
-) -> Stack:
+def _stack(widths: dict[str, int], inputs: int, rows: int, *, device: torch.device, dtype: torch.dtype) -> Stack:
     """Empty, of sites of these O."""
     members, stop = {}, 0
     for member, (site, width) in enumerate(widths.items()):

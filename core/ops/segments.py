@@ -1,5 +1,6 @@
-"""Tokens cut into blocks that wear one adapter, and where its rows stand in the pool. What core/ops/triton_low_rank.py
-reads; made once a step, read by every layer. Knows no kernel.
+"""Tokens cut into blocks that wear one adapter, and where its rows stand in the pool.
+
+What core/ops/triton_low_rank.py reads: made once a step, read by every layer. Knows no kernel.
 """
 
 from collections.abc import Sequence
@@ -43,9 +44,7 @@ class Group:
 def blocks_of(owned: Sequence[tuple[Worn, Sequence[int]]], width: int) -> list[tuple[Worn, list[int]]]:
     """What each adapter's tokens come to in blocks of so many."""
     return [
-        (worn, list(tokens[start : start + width]))
-        for worn, tokens in owned
-        for start in range(0, len(tokens), width)
+        (worn, list(tokens[start : start + width])) for worn, tokens in owned for start in range(0, len(tokens), width)
     ]
 
 

@@ -41,9 +41,15 @@ def attend(
     """[B, heads, D] of q [heads, B, D] over one layer's keys and values [S, K, T, D]. Without gradients.
 
     Args:
+        q: each row's one token, rotated.
+        keys: each slot's, the row's own among them already.
+        values: as keys.
         slots: [B] int64.
         entries: [B] int64: the last entry that each row sees, its own.
         reach: above every one of entries, and at most T.
+        scaling: of scores.
+        window: how many entries a row sees at most, its own among them; None for all.
+        softcap: scores are squeezed into (-softcap, softcap); None for as they are.
 
     """
     heads, b, width = q.shape
@@ -67,7 +73,7 @@ def attend(
 
 
 @triton.jit
-def _attend_span(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917, D417
+def _attend_span(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917
     q, keys, values, slots, entries, part, peaks, sums, q_head, q_row, slot_stride, head_stride, entry_stride,  # noqa: ANN001
     scaling, spans,  # noqa: ANN001
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, LANES: tl.constexpr, SPAN: tl.constexpr,
@@ -113,7 +119,7 @@ def _attend_span(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917, D417
 
 
 @triton.jit
-def _join(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917, D417
+def _join(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917
     out, entries, part, peaks, sums, spans,  # noqa: ANN001
     HEADS: tl.constexpr, D: tl.constexpr, LANES: tl.constexpr, SPAN: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip

@@ -55,7 +55,7 @@ def add_segments(y: Tensor, x: Tensor, group: Group, blocks: Segments) -> Tensor
 
 
 @triton.jit
-def _down(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917, D417
+def _down(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917
     x, a, thin, tokens, pages, counts, n_blocks, n_inputs, x_stride,  # noqa: ANN001
     C: tl.constexpr, W: tl.constexpr, R: tl.constexpr, G: tl.constexpr, PAGE: tl.constexpr, RANKS: tl.constexpr,
     SPLITS: tl.constexpr, INPUTS: tl.constexpr, PRECISION: tl.constexpr,
@@ -90,7 +90,7 @@ def _down(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917, D417
 
 
 @triton.jit
-def _up(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917, D417
+def _up(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917
     y, thin, b, bounds, tokens, pages, counts, n_blocks, y_stride, b_stride,  # noqa: ANN001
     C: tl.constexpr, W: tl.constexpr, R: tl.constexpr, G: tl.constexpr, PAGE: tl.constexpr, RANKS: tl.constexpr,
     SPLITS: tl.constexpr, OUTPUTS: tl.constexpr, PRECISION: tl.constexpr,

@@ -45,7 +45,7 @@ def product(x: Tensor, weight: Weight, bias: Tensor | None, outputs: int) -> Ten
 
 
 @triton.jit
-def _product(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917, D417
+def _product(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917
     x, packed, scales, peaks, offset, levels, scale_map, bias, y, n, n_inputs, n_outputs, x_stride,  # noqa: ANN001
     TOKENS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr,
     HAS_BIAS: tl.constexpr, PRECISION: tl.constexpr,

@@ -12,7 +12,12 @@ from core.ops.pool import RankPool
 
 @pytest.mark.parametrize(
     ("device", "triton", "gradients", "serves"),
-    [("cuda", True, False, True), ("cuda", False, False, False), ("cuda", True, True, False), ("cpu", True, False, False)],
+    [
+        ("cuda", True, False, True),
+        ("cuda", False, False, False),
+        ("cuda", True, True, False),
+        ("cpu", True, False, False),
+    ],
 )
 def test_kernels_serve_on_cuda_with_triton_and_without_gradients(device, triton, gradients, serves, monkeypatch):
     monkeypatch.setattr(choice, "has_triton", lambda: triton)
@@ -27,7 +32,9 @@ def test_nothing_else_imports_a_kernel():
         if path.name.startswith("triton_") or path.name == "choice.py":
             continue
         assert "triton_" not in "".join(
-            line for line in path.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith(("import", "from"))
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.lstrip().startswith(("import", "from"))
         ), path
 
 

@@ -58,7 +58,9 @@ def test_of_what_was_asked_nothing_is_kept_once_the_last_has_answered(new_base):
 
 def test_a_layer_that_is_asked_about_another_input_does_not_answer_about_the_first():
     model = torch.nn.ModuleList([torch.nn.Linear(4, 3), torch.nn.Linear(4, 2)])
-    first, last = (type("Site", (), {"site": n, "base": b, "siblings": None})() for n, b in zip("ab", model, strict=True))
+    first, last = (
+        type("Site", (), {"site": n, "base": b, "siblings": None})() for n, b in zip("ab", model, strict=True)
+    )
     siblings, x, other = Siblings([first, last]), torch.randn(2, 4), torch.randn(2, 4)
     with torch.inference_mode():
         siblings.part("a", x)

@@ -1,10 +1,10 @@
-"""Decode steps on record: which of them serves how many rows, and when one is void. Pure arithmetic: no torch, no device.
+"""Decode steps on record: which of them serves how many rows, and when one is void. No torch, no device.
 
 Steps are recorded for a few numbers of rows, and a batch takes the least that holds it. What a recorded step reads from
-tensors may change freely: which tokens, which slots, which adapters and how long the rows are. It is void once a tensor
-that it reads has moved: when the pool of adapters has grown or serves a layer for the first time, or an adapter has more
-pages than its table. A step is recorded when the same form comes a second time, for recording takes as long as tens of
-steps.
+tensors may change freely: which tokens, which slots, which adapters and how long the rows are. It is void once a
+tensor that it reads has moved: when the pool of adapters has grown or serves a layer for the first time, or an adapter
+has more pages than its table. A step is recorded when the same form comes a second time, for recording takes as long as
+tens of steps.
 """
 
 from collections.abc import Callable, Hashable
@@ -26,7 +26,7 @@ class Form:
 
 
 def form_of(rows: int, most: int, *, is_bare: bool) -> Form:
-    """The least form that holds so many rows, of an engine of at most so many: 1, 2, 4, 8, 16, 24, 32, …"""
+    """The least of 1, 2, 4, 8, 16, 24, 32 and so on that holds so many rows, in an engine of at most so many."""
     if not 0 < rows <= most:
         raise ValueError(f"a step has 1 to {most} rows, not {rows}")
     size = -(-rows // EVERY) * EVERY if rows > EVERY else 1 << (rows - 1).bit_length()

@@ -35,7 +35,7 @@ def made(heads, groups, width, rows, dtype):
     return q, keys, values
 
 
-def asked(q, keys, values, slots, entries, reach=None, **how):
+def asked(q, keys, values, slots, entries, *, reach=None, **how):
     places = (torch.tensor(t, device=DEVICE) for t in (slots, entries))
     return attend(q, keys, values, *places, reach=reach or max(entries) + 1, **how).double().cpu()
 
