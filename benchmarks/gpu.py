@@ -35,7 +35,7 @@ from core.packed_model import pack_model
 Found = dict[str, Any]
 RESULTS = Path("benchmarks/results/gpu.json")
 NOTHING = "no CUDA device: torch finds none on this machine, so nothing was measured and no result was written"
-SHAPES = {
+SHAPES: dict[str, Any] = {
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 8, "vocab_size": 128256},
     "small": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
@@ -92,7 +92,7 @@ def opened(shape: str, precision: str) -> RoutedModel:
         base = LlamaForCausalLM(LlamaConfig(**SHAPES[shape], max_position_embeddings=2 * CONTEXT))
     torch.set_default_dtype(torch.float32)
     if precision == "nf4":
-        head = base.get_output_embeddings()
+        head = base.lm_head
         quantise_linears(base, head=head, device=torch.device("cuda"), dtype=torch.bfloat16)
     model = RoutedModel(base)
     pack_model(model)

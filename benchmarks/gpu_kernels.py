@@ -23,10 +23,10 @@ def timed_us(run: Callable[[], object], rounds: int = 20) -> float:
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
     for _ in range(3):
         run()
-    times = []
+    times: list[float] = []
     for _ in range(rounds):
         flush.zero_()
-        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         began.record()
         run()
         ended.record()

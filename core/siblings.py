@@ -37,7 +37,7 @@ class Siblings:
         biases = [layer.bias for layer in linears]
         with torch.inference_mode(mode=False), torch.no_grad():
             whole = torch.cat([layer.weight.detach() for layer in linears])  # [O, I]
-            self._bias = None if biases[0] is None else torch.cat(biases)
+            self._bias = None if biases[0] is None else torch.cat([bias.detach() for bias in biases])
             self._packed = pack(whole) if is_packable(whole) else None
             self._whole = None if self._packed is not None else whole
             if self._packed is None:
