@@ -2,7 +2,7 @@
 
 What a layer is called stays as it is: the first of them that is asked multiplies by all their weights, laid under one
 another once, and the others take their columns of that. A product of few rows is made of reading its weight and of
-being begun at all; begun once instead of three times it costs a sixth to a third less on a CPU, and on a GPU a launch
+being begun at all; begun once instead of three times it costs a seventh to a third less on a CPU, and on a GPU a launch
 instead of three.
 """
 
