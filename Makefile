@@ -20,9 +20,11 @@ help: ## say what there is
 	@$(PIP) --no-deps --require-hashes -r requirements/run.lock
 	@touch $@
 
-.venv/dev: .venv/torch requirements/dev.lock
+# Triton has no place in dev.lock: uv leaves it out (see pyproject.toml), for a CUDA build of torch comes with its own.
+.venv/dev: .venv/torch requirements/dev.lock requirements/triton.lock
 	@echo "Installing the locked packages for development (once) …"
 	@$(PIP) --no-deps --require-hashes -r requirements/dev.lock
+	@$(PIP) --no-deps --require-hashes -r requirements/triton.lock
 	@touch $@ .venv/run
 
 # Older openai clients, which the tests drive the API with beside the newest one: requirements/openai-N.lock.

@@ -40,7 +40,7 @@ class Arm:
         self.plan, self.base = plan, opened(plan)
         self.model = RoutedModel(self.base.model)
         if "packing" not in plan.get("without", []):
-            pack_model(self.model)
+            pack_model(self.model, with_siblings="siblings" not in plan.get("without", []))
         self.folders = {digest_of(n): Path(folder) for n, folder in enumerate(plan["adapters"])}
         self.engine = Engine(
             self.model,

@@ -5,6 +5,8 @@ import statistics
 from benchmarks.serving_adapters import six_methods, sixteen
 from benchmarks.serving_bench import Arm, Bench, Found, Plan, compared, legal_groups, prompts, requests, share
 
+TRICKS = ("pages", "packing", "siblings")
+
 
 def sixteen_rows(bench: Bench) -> Found:
     """Sixteen rows by sixteen LoRA adapters, beside the base alone, PEFT's `adapter_names` and `generate`."""
@@ -45,8 +47,9 @@ def ablation(bench: Bench) -> Found:
     bare = shared | {"rows": [row | {"adapter": None} for row in worn]}
     shared |= {"rows": worn}
     arms = {"all": Arm("ours", shared)}
-    arms |= {f"without {trick}": Arm("ours", shared | {"without": [trick]}) for trick in ("pages", "packing")}
-    arms |= {"base": Arm("ours", bare), "base without packing": Arm("ours", bare | {"without": ["packing"]})}
+    arms |= {f"without {trick}": Arm("ours", shared | {"without": [trick]}) for trick in TRICKS}
+    arms |= {"base": Arm("ours", bare)}
+    arms |= {f"base without {trick}": Arm("ours", bare | {"without": [trick]}) for trick in TRICKS[1:]}
     return {"arms": compared(bench.in_turns(arms), "all")}
 
 

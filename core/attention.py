@@ -9,7 +9,8 @@ Three ways, chosen by what was measured (2 cores, bf16, 9 query heads on 3, widt
   against 3.6/9.4/23.8 ms of scaled_dot_product_attention; they meet at 1024.
 - longer: scaled_dot_product_attention where it is plainly causal, else explicit products in blocks of queries.
 - rows of one token (decode): one call for all, the query heads of a group laid out as queries. That is 4 to 6 times
-  as fast as `enable_gqa=True`, which in bf16 took 2.0 ms against 0.3 ms for 8 rows of 256 entries.
+  as fast as `enable_gqa=True`, which in bf16 took 2.0 ms against 0.3 ms for 8 rows of 256 entries. On a GPU a kernel
+  reads them where they lie (core/ops/triton_decode.py).
 """
 
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from core.cache import KVCache
 from core.effects import KVPrefix
+from core.ops import choice
 
 NAME = "graft_ragged"
 SHORT = 768  # entries up to which explicit products are faster on a CPU
@@ -64,6 +66,17 @@ class RaggedBatch:
         """Rows that are not in the decode call."""
         rows = range(len(self.starts) - 1)
         return [r for r in rows if self.cache is None or self.starts[r + 1] - self.starts[r] > 1]
+
+    @classmethod
+    def still(cls, cache: KVCache, slots: Tensor, entries: Tensor) -> "RaggedBatch":
+        """Of rows of one token each, in these slots and for these entries [B], which are read when they are used.
+
+        Nothing of what is done depends on what these hold: only so can a device repeat it by itself.
+        """
+        tokens = torch.arange(len(slots), device=slots.device)
+        starts, reach = tuple(range(len(slots) + 1)), cache.length
+        rows = DecodeRows(tokens, slots, entries, 0, cache.slots, slots, reach, False, True, False)  # noqa: FBT003
+        return cls(starts, cache=cache, _decode=rows)
 
     def decode_rows(self, device: torch.device) -> DecodeRows | None:
         """The rows of one token, or None if there is none or no cache."""
@@ -198,6 +211,9 @@ class _Layer:
     def decode(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, rows: DecodeRows) -> Tensor:  # noqa: PLR0917
         """One token of each row: q [heads, B, D], k and v [K, B, D], keys and values [S, K, T, D] to [B, heads, D]."""
         keys[rows.slots, :, rows.entries], values[rows.slots, :, rows.entries] = k.transpose(0, 1), v.transpose(0, 1)
+        if (kernels := choice.kernels_for(q.device)) is not None:
+            how = {"scaling": self.scaling, "window": self.window, "softcap": self.softcap}
+            return kernels.attend(q, keys, values, rows.slots, rows.entries, reach=rows.reach, **how)
         heads, groups, width = q.shape[0], keys.shape[1], q.shape[2]
         mine = q.transpose(0, 1).reshape(-1, groups, heads // groups, width)  # [B, K, group, D]
         if rows.is_sliced:

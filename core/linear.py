@@ -11,12 +11,15 @@ from torch import Tensor, nn
 from core.base.facts import site_of
 from core.base.nf4 import Linear4bit
 from core.effects import LowRank
+from core.ops import choice
 from core.ops.grouped import add_low_rank, add_masked, add_paged, product, rescale
 from core.ops.packed import FEW as FEW_PACKED
 from core.ops.packed import packed_product
 from core.ops.plain import Span
 from core.ops.pool import Paging, RankPool
+from core.ops.segments import Segments
 from core.routing import Routing, is_live
+from core.siblings import Siblings
 
 FEW = 16  # a span of fewer tokens than this is better served with all other short ones at once
 SHARED = 4  # where an adapter has more of the short tokens than one in so many, one product of all is as good
@@ -37,7 +40,7 @@ class Flight:
     spans: list[Span]  # long ones, each a product of its own
     pool: RankPool | None = None  # serves the short ones
     tokens: Tensor | None = None  # [n] which tokens are short; None is all
-    short: Tensor | Paging | None = None  # a mask [n, R] of the short ones, or the pages they own
+    short: Tensor | Paging | Segments | None = None  # a mask [n, R] of the short ones, or the pages they own
     scaled: tuple[Span, ...] = ()  # those of either kind whose effect has magnitudes
 
 
@@ -56,6 +59,7 @@ class RoutedLinear(nn.Module):
         super().__init__()
         self.site, self.base, self._board = site, base, board
         self.packed: Tensor | None = None  # the weight laid out for few tokens
+        self.siblings: Siblings | None = None  # those that read the same input, where one product serves all
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -73,6 +77,9 @@ class RoutedLinear(nn.Module):
         flat_x = x.view(-1, x.shape[-1])
         flat_y = self._with_long(flight, flat_x)
         if flight.pool is not None:
+            if not isinstance(flight.short, Segments):
+                # What siblings answer stands beside that of others, where torch adds to rows ten times as slowly.
+                flat_y = flat_y.contiguous()
             self._add_short(flight, flat_x, flat_y)
         if flight.scaled:
             gains = [flight.routing.gain(span.slot, self.site) for span in flight.scaled]
@@ -81,6 +88,8 @@ class RoutedLinear(nn.Module):
 
     def _frozen(self, x: Tensor) -> Tensor:
         """The frozen layer alone: x [..., I] to [..., O]."""
+        if self.siblings is not None and self.siblings.serves(x):
+            return self.siblings.part(self.site, x)
         if self.packed is not None and x.shape[-2] <= FEW_PACKED and not torch.is_grad_enabled():
             return packed_product(x, self.packed, self.base.bias)  # type: ignore[arg-type]
         y: Tensor = self.base(x)
@@ -95,10 +104,13 @@ class RoutedLinear(nn.Module):
         weight = _dense(self.base)
         if dropped is x and weight is not None and torch.is_grad_enabled() and any(parts):
             return product(x, weight, getattr(self.base, "bias", None), parts, flight.spans)
-        return add_low_rank(self.base(x), dropped, parts, flight.spans)
+        return add_low_rank(self._frozen(x), dropped, parts, flight.spans)
 
     def _add_short(self, flight: Flight, x: Tensor, y: Tensor) -> None:
         assert flight.pool is not None
+        if isinstance(flight.short, Segments):
+            self._add_by_kernels(flight.pool, flight.short, x, y)
+            return
         stack = flight.pool.site(self.site)
         if stack is None:
             return
@@ -107,6 +119,17 @@ class RoutedLinear(nn.Module):
             return
         y[flight.tokens] = _add_pooled(y[flight.tokens], x[flight.tokens], stack, flight.short)
 
+    def _add_by_kernels(self, pool: RankPool, blocks: Segments, x: Tensor, y: Tensor) -> None:
+        """Of siblings the first adds for all: what they answered stands side by side already."""
+        kernels, group = choice.kernels_for(x.device), pool.group(self.site)
+        assert kernels is not None
+        if group is None:
+            return
+        if self.siblings is None:
+            kernels.add_segments(y, x, group, blocks)
+        elif self.siblings.is_first(self.site):
+            kernels.add_segments(self.siblings.answer, x, group, blocks)
+
 
 def flight_of(routing: Routing, starts: tuple[int, ...], pool: RankPool) -> Flight:
     """What one forward's linear layers need. With gradients every span is a product of its own."""
@@ -114,12 +137,16 @@ def flight_of(routing: Routing, starts: tuple[int, ...], pool: RankPool) -> Flig
     scaled = tuple(s for s in spans if _low_rank(routing, s.slot).magnitude)
     if torch.is_grad_enabled():
         return Flight(routing, starts, spans, scaled=scaled)
-    short = [s for s in spans if s.stop - s.start < FEW and _is_poolable(routing, s.slot, pool)]
+    by_kernels = choice.kernels_for(pool.device) is not None
+    short = [s for s in spans if (by_kernels or s.stop - s.start < FEW) and _is_poolable(routing, s.slot, pool)]
     if not short:
         return Flight(routing, starts, spans, scaled=scaled)
     long = [s for s in spans if s not in short]
     worn: dict[int, LowRank] = {n: _low_rank(routing, s.slot) for s in short for n in range(s.start, s.stop)}
     pool.hold(list({id(e): e for e in worn.values()}.values()))
+    if by_kernels:
+        blocks = pool.segments([worn.get(n) for n in range(starts[-1])])
+        return Flight(routing, starts, long, pool, None, blocks, scaled)
     if not long and starts[-1] <= MANY:
         return Flight(routing, starts, [], pool, None, _short(pool, [worn.get(n) for n in range(starts[-1])]), scaled)
     tokens = torch.tensor(list(worn), device=pool.device)
@@ -132,11 +159,11 @@ def _short(pool: RankPool, effects: Sequence[LowRank | None]) -> Tensor | Paging
     return pool.paging(effects) if pool.pages_pay and SHARED * most <= len(effects) else pool.mask(effects)
 
 
-def _add_pooled(y: Tensor, x: Tensor, stack: tuple[Tensor, Tensor], short: Tensor | Paging | None) -> Tensor:
+def _add_pooled(y: Tensor, x: Tensor, stack: tuple[Tensor, Tensor], short: Tensor | Paging | Segments | None) -> Tensor:
     """What the pool's a and b say of tokens x [n, I], added to y [n, O], which is returned."""
-    assert short is not None
     if isinstance(short, Paging):
         return add_paged(y, x, *stack, short)
+    assert isinstance(short, Tensor)
     return add_masked(y, x, *stack, short)
 
 

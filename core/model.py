@@ -13,11 +13,12 @@ from core.attention import NAME, RaggedBatch
 from core.base.facts import linears_of
 from core.base.nf4 import dense_weight
 from core.cache import KVCache
-from core.effects import Effect, KVPrefix, LowRank, SoftPrompt, norm_of
+from core.effects import Effect, KVPrefix, LowRank, norm_of
+from core.embedding import embedded
 from core.fitting import Shape, check
 from core.frugal import make_frugal
-from core.linear import OUTSIDE, Head, RoutedLinear, Switchboard, flight_of
-from core.ops.plain import Span
+from core.linear import OUTSIDE, Flight, Head, RoutedLinear, Switchboard, flight_of
+from core.ops import choice
 from core.ops.pool import RankPool
 from core.routing import Routing, resident
 
@@ -95,7 +96,8 @@ class RoutedModel(nn.Module):
         self._board = Switchboard()
         self.sites = self._route()
         self.shape = self._shape()
-        self._pool = RankPool(device=self.device, dtype=self.dtype)
+        kernels = choice.has_kernels(self.device)
+        self.pool = RankPool(device=self.device, dtype=self.dtype, is_for_kernels=kernels)
         self.packed_head: Tensor | None = None
         if checkpointing:
             self._checkpoint()
@@ -162,7 +164,7 @@ class RoutedModel(nn.Module):
         """Inside this, parts of the base may be called by themselves, on bare rows of these B + 1 bounds."""
         routing = Routing.of_rows([None] * (len(starts) - 1))
         with self.wearing(routing):
-            self._board.flight = flight_of(routing, starts, self._pool)
+            self._board.flight = flight_of(routing, starts, self.pool)
             yield
 
     def forward(self, rows: Rows, cache: KVCache | None = None) -> Tensor:
@@ -225,51 +227,30 @@ class RoutedModel(nn.Module):
         """Raise ValueError if an effect does not fit this base model, or is not finite."""
         check(effect, self.shape)
 
+    def step(self, ids: Tensor, positions: Tensor, flight: Flight, batch: RaggedBatch) -> Tensor:
+        """As forward, of tokens [N] whose flight and batch stand ready, and which are words as they stand: [N, H].
+
+        Reads no number off the device, so that the device may repeat it by itself. The cache's lengths stay.
+        """
+        with self.wearing(flight.routing), torch.no_grad():
+            return self._through(self.base.get_input_embeddings()(ids), positions, flight, batch)
+
     def _run(self, rows: Rows, routing: Routing, batch: RaggedBatch) -> Tensor:
-        self._board.flight = flight_of(routing, rows.starts, self._pool)
+        words = embedded(self.base, self.shape.table[0], rows.ids, rows.starts, routing)
+        return self._through(words, rows.positions, flight_of(routing, rows.starts, self.pool), batch)
+
+    def _through(self, words: Tensor, positions: Tensor, flight: Flight, batch: RaggedBatch) -> Tensor:
+        """The layers of the base: words [N, H] at positions [N] to hidden states [N, H]."""
+        self._board.flight = flight
         out = self.base.base_model(
-            inputs_embeds=self._embedded(rows, routing)[None],
-            position_ids=rows.positions[None],
+            inputs_embeds=words[None],
+            position_ids=positions[None],
             attention_mask=None,
             use_cache=False,
             graft_batch=batch,
         )
         hidden: Tensor = out.last_hidden_state[0]
         return hidden
-
-    def _embedded(self, rows: Rows, routing: Routing) -> Tensor:
-        """[N, H]: words from the table, virtual tokens from each row's own prompt."""
-        ids = rows.ids.clamp(min=0)
-        table = self.base.get_input_embeddings()
-        words = routing.noised(self._reworded(table(ids), ids, routing.spans(rows.starts), routing), rows.starts)
-        is_virtual = rows.ids < 0
-        if not bool(is_virtual.any()):
-            return words
-        for row, (start, stop) in enumerate(zip(rows.starts, rows.starts[1:], strict=False)):
-            here = is_virtual[start:stop].nonzero()[:, 0] + start
-            if not len(here):
-                continue
-            effect = routing.of_row(row)
-            wanted = -1 - rows.ids[here]
-            count = effect.prompt.shape[0] if isinstance(effect, SoftPrompt) else 0
-            if not isinstance(effect, SoftPrompt) or int(wanted.max()) >= count:
-                raise ValueError(f"row {row} has virtual token {int(wanted.max())}, its soft prompt {count} tokens")
-            words = words.index_copy(0, here, effect.prompt[wanted].to(words.dtype))
-        return words
-
-    def _reworded(self, words: Tensor, ids: Tensor, spans: Sequence[Span], routing: Routing) -> Tensor:
-        """The words [N, H] of tokens ids [N], with what low-rank rows learned of the table added to theirs."""
-        table = self.shape.table[0]
-        parts = routing.parts(table)
-        # A table may multiply what it holds (Gemma does); what is added to what it holds is multiplied too.
-        factor = getattr(self.base.get_input_embeddings(), "embed_scale", 1.0)
-        for start, stop, slot in spans:
-            part = parts[slot]
-            if part is not None:
-                thin = part.a[:, ids[start:stop]].T  # [n, R]
-                added = (thin @ part.b.T) * (part.scale * factor)
-                words = words.index_add(0, torch.arange(start, stop, device=words.device), added.to(words.dtype))
-        return words
 
     def _check_positions(self, rows: Rows) -> None:
         if self.base.config.model_type not in LEARNED_POSITIONS:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from core.ops.nf4 import BLOCK, GROUP
+from core.ops import choice
+from core.ops.nf4 import BLOCK, GROUP, can_multiply
 
 TYPE = "nf4"
 _STORED = ("packed", "scales", "peaks", "offset")
@@ -44,6 +45,10 @@ class Linear4bit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, I] to […, O]. Nothing of the weight's size is kept for backward."""
+        flat = x.reshape(-1, self.in_features)
+        if (kernels := choice.kernels_for(x.device)) is not None and can_multiply(len(flat), self.in_features):
+            parts = (self.packed, self.scales, self.peaks, self.offset, self.levels, self.scale_map)
+            return kernels.nf4_product(flat, parts, self.bias, self.out_features).view(*x.shape[:-1], -1)
         y: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
         return y
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from core.ops.plain import Part, Span
-from core.ops.pool import PAGE, Paging
+from core.ops.pool import Paging
+from core.ops.segments import PAGE
 
 
 def add_low_rank(y: Tensor, x: Tensor, parts: Sequence[Part | None], spans: Sequence[Span]) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from token_rows import facts_of_routed, new_run
 from virtual_runs import WORDS, make, opened, row_in
 
+from core.embedding import embedded
 from core.model import RoutedModel, Rows
 from core.routing import Routing, dropout_key
 from core.trainer import evaluate, train
@@ -53,7 +54,8 @@ def test_virtual_tokens_have_no_noise(kind, new_base):
     found = []
     for alphas in ([5.0], []):
         routing = Routing.of_rows([effect], dropout_keys=KEYS[:1], noise_alphas=alphas)
-        found.append(model._embedded(Rows.of([ids]), routing))
+        rows = Rows.of([ids])
+        found.append(embedded(model.base, model.shape.table[0], rows.ids, rows.starts, routing))
     differs = (found[0] != found[1]).any(1).tolist()
     assert differs == [index >= 0 for index in ids]
 

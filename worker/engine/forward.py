@@ -23,6 +23,7 @@ from worker.engine.sampling import choose, logprobs
 from worker.engine.scheduler import Chunk
 from worker.engine.sequences import Sequence as Request
 from worker.engine.shaping import Draw
+from worker.engine.still import StillSteps, still_steps
 
 log = structlog.get_logger()
 
@@ -82,8 +83,10 @@ class Work:
 class Forward:
     """The model and the cache of the rows that run."""
 
-    def __init__(self, model: RoutedModel, cache: KVCache) -> None:
+    def __init__(self, model: RoutedModel, cache: KVCache, still: StillSteps | None = None) -> None:
+        """still: what repeats decode steps, if the device can."""
         self._model, self._cache = model, cache
+        self._still = still_steps(model, cache) if still is None else still
 
     def outcomes(self, work: list[Work]) -> list[Outcome]:
         """Of each row. A row with an error must leave; the cache of the others has grown by their chunk."""
@@ -114,18 +117,10 @@ class Forward:
     @torch.inference_mode()
     def _draw(self, work: Sequence[Work]) -> list[Outcome]:
         """One forward, and a token for each row whose last known token is in it."""
-        slots = [w.seat.slot for w in work]
-        rows = Rows.of(
-            [w.ids for w in work],
-            first_positions=[self._cache.lengths[slot] for slot in slots],
-            slots=slots,
-            device=self._model.device,
-        )
-        with self._model.wearing(Routing.of_rows([w.seat.effect for w in work])):
-            hidden = self._model(rows, self._cache)  # [N, H]
-        ends = hidden[torch.tensor(rows.starts[1:], device=hidden.device) - 1]  # [B, H]
+        hidden, starts = self._hidden(work)  # [N, H]
+        ends = hidden[torch.tensor(starts[1:], device=hidden.device) - 1]  # [B, H]
         outcomes: list[Outcome] = [None if ok else INVALID for ok in _is_finite(ends)]
-        parts = self._parts(work, rows.starts, hidden)
+        parts = self._parts(work, starts, hidden)
         lasts = [i for i, w in enumerate(work) if w.chunk.is_last and outcomes[i] is None and i not in parts]
         if lasts:
             logits = self._model.logits(ends[torch.tensor(lasts, device=ends.device)])  # [n, V]
@@ -140,6 +135,27 @@ class Forward:
             elif work[i].chunk.is_last:
                 outcomes[i] = Found()
         return outcomes
+
+    def _hidden(self, work: Sequence[Work]) -> tuple[Tensor, tuple[int, ...]]:
+        """The hidden states of all tokens [N, H], and where each row of them begins: B + 1."""
+        still, effects = self._still, [w.seat.effect for w in work]
+        if still is not None and still.serves([w.chunk.count for w in work], effects):
+            try:
+                ids = [w.ids[0] for w in work]
+                return still.run(ids, [w.seat.slot for w in work], effects), tuple(range(len(work) + 1))
+            except Exception:
+                # Rows are not to pay for what only makes them faster: from here on steps are run one by one.
+                log.exception("engine.still_steps_failed", rows=len(work))
+                self._still = None
+        slots = [w.seat.slot for w in work]
+        rows = Rows.of(
+            [w.ids for w in work],
+            first_positions=[self._cache.lengths[slot] for slot in slots],
+            slots=slots,
+            device=self._model.device,
+        )
+        with self._model.wearing(Routing.of_rows(effects)):
+            return self._model(rows, self._cache), rows.starts
 
     def _parts(self, work: Sequence[Work], starts: Sequence[int], hidden: Tensor) -> dict[int, tuple[Reading, Part]]:
         """What this step says of those rows that are only read, by their place in it. hidden [N, H]."""
