@@ -29,6 +29,7 @@ from core.records.leases import (
     guard,
     record,
     requeue,
+    settle_rate,
 )
 from core.records.pages import Page, page
 from core.records.pausing import NotPausable, NotResumable, pause, resume
@@ -70,6 +71,7 @@ __all__ = [
     "requeue",
     "resume",
     "retry",
+    "settle_rate",
     "succeed",
     "sweep",
     "work_of",
