@@ -1,4 +1,4 @@
-"""Fifty kill -9 at random moments, over all six methods: are the bytes those of a run that nothing disturbed?
+"""Fifty times kill -9 at random moments, over all six methods, against the bytes of a run that nothing disturbed.
 
 Trainer children (worker.trainer_process, each forked with its imports done) on a tiny random Llama, a checkpoint after
 every step, several forwards to a step. Each method trains once undisturbed; then runs of it are killed again and again,
@@ -90,7 +90,7 @@ def tiny_base(folder: Path) -> BaseModelEntry:
     backend = Tokenizer(models.BPE({symbol: number for number, symbol in enumerate(symbols)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE, **special)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=TEMPLATE, **special)  # type: ignore[no-untyped-call]
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes: dict[str, Any] = {
@@ -207,6 +207,7 @@ class Child:
 
 def live(assignment: Assignment, kill: tuple[str, float] | None = None) -> Life:
     """Runs one child. kill: so many seconds after its start ("loading"), or after it says that it trains."""
+    left = scratch(assignment.work_dir)
     began, child, life = time.monotonic(), Child(assignment), Life()
     where, after_s = kill or ("never", LIMIT_S)
     kill_at = began + (after_s if where == "loading" else LIMIT_S)
@@ -223,7 +224,7 @@ def live(assignment: Assignment, kill: tuple[str, float] | None = None) -> Life:
     life.seconds = time.monotonic() - began - life.loading_s
     if life.code not in ((FINISHED,) if kill is None else (FINISHED, -signal.SIGKILL)):
         raise RuntimeError(f"a child ended with {life.code}: {child.tail()}")
-    life.moment = None if life.code == FINISHED else moment(assignment.work_dir, life)
+    life.moment = None if life.code == FINISHED else moment(scratch(assignment.work_dir) - left, life)
     return life
 
 
@@ -231,11 +232,16 @@ def _trains(report: Report) -> bool:
     return isinstance(report, PhaseReport) and report.phase == "training"
 
 
-def moment(work_dir: Path, life: Life) -> str:
+def scratch(work_dir: Path) -> set[str]:
+    """Names of what is being written there, or was when somebody died over it."""
+    return {path.name for path in (*work_dir.glob("checkpoints/tmp-*"), *work_dir.glob("adapters/.export-*"))}
+
+
+def moment(left: set[str], life: Life) -> str:
     """What a killed child was at, as what it left behind tells."""
-    if any((work_dir / "checkpoints").glob("tmp-*")):
+    if any(name.startswith("tmp-") for name in left):
         return "writing a checkpoint"
-    if any((work_dir / "adapters").glob(".export-*")):
+    if left:
         return "writing an adapter"
     if not life.loading_s:
         return "opening base and data"

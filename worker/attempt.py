@@ -121,7 +121,7 @@ class Attempt:
 
     def _found_rate(self) -> FoundRate:
         """Searches the learning rate and says it. Who is stopped in between begins anew, and finds the same."""
-        validation = self.validation and self.validation.corpus
+        validation = None if self.validation is None else self.validation.corpus
         search = RateSearch(self.assignment, self.opened, self.corpus, validation)
         began, said_at = time.monotonic(), -math.inf
         for number, _ in enumerate(search.steps(), start=1):

@@ -4,7 +4,6 @@ import pytest
 from serving import BASE
 
 from core.blobs import open_store
-from core.estimate import ROOM
 from core.records import jobs, presences
 from core.specs.estimate import BaseShape, SiteShape
 
@@ -84,7 +83,7 @@ def test_a_job_keeps_its_estimate(service):
 
 def test_a_job_that_cannot_fit_is_refused_with_the_knob_that_makes_it_fit(service, counting):
     whole = ask(service).json()["memory"]
-    trainer_with(service, int((whole["total"] - whole["activations"] / 2) / ROOM))
+    trainer_with(service, int(whole["total"] - whole["activations"] / 2))
     file = service.upload().json()["id"]
     error = error_of(service.job(training_file=file))
     assert (error["code"], error["param"]) == ("does_not_fit", "training.tokens_per_batch")
