@@ -131,11 +131,12 @@ def record(db: Database, held: Claim, events: Sequence[Event]) -> None:
 
 
 def settle_rate(db: Database, held: Claim, found: FoundRate) -> None:
-    """Write the learning rate that was found into the job's spec."""
+    """Write the learning rate that was found into the job's spec. A death after that is of one who came somewhere."""
     with fenced(db, held) as session:
         job = held_job(session, held)
         search = {**job.spec["rate_search"], "found": found.model_dump(mode="json")}
         job.spec = {**job.spec, "learning_rate": found.rate, "rate_search": search}
+        job.progress_at = clock(session)
 
 
 def fail(

@@ -1,5 +1,7 @@
 """What a search of the learning rate adds to an estimate, and what pairs do."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from test_estimate import AMOUNT, LARGEST, SMOL, spec_of
@@ -19,7 +21,7 @@ def test_a_search_tries_rates_about_the_methods_own_each_twice_the_one_before():
     spec = searching()
     rates = spec.rate_search.rates
     assert spec.learning_rate == rates[3] == LEARNING_RATES["lora"]
-    assert all(high == pytest.approx(2 * low) for low, high in zip(rates, rates[1:], strict=False))
+    assert all(high == pytest.approx(2 * low) for low, high in pairwise(rates))
     assert spec.is_searching
     assert not spec_of().is_searching
 
