@@ -185,7 +185,7 @@ def advice(shape: BaseShape, spec: TrainSpec, amount: Amount, device: Device, kn
     for knob in (_no_search, _fewer_tokens, _shorter_rows, _lower_rank, _four_bits):
         for param, value, turned, left in knob(spec, amount):
             needed = memory_of(shape, turned, left, known).total
-            if memory_range(needed)[1] <= device.memory_bytes:
+            if needed <= device.memory_bytes:
                 yield Advice(param=param, value=value, memory_bytes=needed)
                 break
 
