@@ -84,7 +84,7 @@ class DPO(Spec):
 class TrainingRequest(Spec):
     """Our further knobs, the top-level extension `training`."""
 
-    learning_rate: Auto | Searched | float = Field("auto", description="'search' tries several about 'auto' first.")
+    learning_rate: Auto | Searched | float = Field("auto")
     optimizer: Auto | Optimizer = Field("auto", description="'auto' is AdamW, and paged AdamW on an NF4 base.")
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Auto | float = Field(
