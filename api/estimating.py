@@ -26,7 +26,7 @@ async def estimated(resources: Resources, planned: Plan) -> Estimate | None:
     amount = Amount(
         tokens=training["tokens"],
         learned_tokens=training["learned_tokens"],
-        n_examples=training["n_examples"],
+        n_examples=training["n_examples"] // (2 if spec.dpo else 1),  # an engine counts rows
         largest=Largest.model_validate(training["largest"]),
         validation_tokens=measured.validation["tokens"] if measured.validation else 0,
     )
@@ -43,12 +43,13 @@ def must_fit(found: Estimate) -> None:
     if found.fits is not False or found.device is None:
         return
     gib = 1 << 30
-    needed, there = found.memory.total / gib, found.device.memory_bytes / gib
+    assert found.memory_range
+    needed, there = found.memory_range[0] / gib, found.device.memory_bytes / gib
     knobs = " or ".join(f"{a.param} to {a.value}" for a in found.advice)
     what = f"set {knobs}" if knobs else "no single setting makes it fit: take a smaller base model or a larger machine"
     details = [{"param": a.param, "value": a.value, "memory_bytes": a.memory_bytes} for a in found.advice]
     raise errors.bad_request(
-        f"The job would take {needed:.2f} GiB at its peak, and its device has {there:.2f} GiB: {what}.",
+        f"The job would take {needed:.2f} GiB at least at its peak, and its device has {there:.2f} GiB: {what}.",
         param=found.advice[0].param if found.advice else "model",
         code="does_not_fit",
         details=details,
@@ -70,6 +71,7 @@ async def _measured(resources: Resources, planned: Plan) -> _Counted | None:
         batch_size=spec.batch_size,
         tokens_per_batch=max(1, spec.tokens_per_batch // spec.method.members),
         seed=spec.seed,
+        is_of_pairs=spec.dpo is not None,
     )
     said: list[dict[str, Any] | None] = []
     for param, file in (("training_file", planned.training_file), ("validation_file", planned.validation_file)):
@@ -81,7 +83,7 @@ async def _measured(resources: Resources, planned: Plan) -> _Counted | None:
             file_sha256=file.blob_sha256,
             max_tokens=spec.max_seq_length,
             template=spec.method.row_template,
-            train_on=spec.train_on,
+            train_on="last" if spec.dpo else spec.train_on,
             schedule=schedule if param == "training_file" else None,
         )
         found = await resources.engines.measure(asked)
@@ -97,7 +99,9 @@ def _known(resources: Resources, planned: Plan) -> tuple[Device | None, float | 
     method = planned.spec.method
     with resources.database.session() as session:
         said = [trainer.details.get("device") for trainer in presences.alive(session, "trainer")]
-        paces = jobs.paces(session, planned.spec.base_model, method.type, method.base_precision, newest=NEWEST)
+        is_dpo = planned.spec.dpo is not None
+        precision = method.base_precision
+        paces = jobs.paces(session, planned.spec.base_model, method.type, precision, is_dpo=is_dpo, newest=NEWEST)
     devices = [Device.model_validate(device) for device in said if device]
     largest = max(devices, key=lambda device: device.memory_bytes, default=None)
     return largest, statistics.median(paces) if paces else None

@@ -31,7 +31,8 @@ from core.base.load import OpenBase, open_base
 from core.base.shape import shape_of
 from core.data.batches import Corpus, largest, order
 from core.data.tokens import TokenRow
-from core.estimate import CONSTANTS, KEPT, Constants, after_probe, memory_of, operations, parts
+from core.estimate import KEPT, after_probe, memory_of, operations, parts
+from core.measured_constants import CONSTANTS, Constants
 from core.methods import METHODS
 from core.model import RoutedModel
 from core.reading import with_reading

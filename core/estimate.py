@@ -13,15 +13,18 @@ process        interpreter, libraries, allocator: a constant of the device
 loading        what opening the base takes beyond all that, if it does: its file (2 bytes a parameter) and its weights
                before they are put into 4 bits, (all parameters) * e, stand side by side
 
-The constants stand in one table, CONSTANTS, which benchmarks/estimates.py refits from measured peaks.
+The constants stand in one table, CONSTANTS of core/measured_constants.py, which benchmarks/estimates.py refits from
+measured peaks. A search of the learning rate has the adapter's bytes for each candidate. Of pairs, what the answers are
+held to goes forward before them and leaves nothing.
 """
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from core.adapter_sizes import kept_parameters, trained_parameters, worn_sites, written_parameters
+from core.measured_constants import CONSTANTS, TOO_HIGH, TOO_LOW, Constants
+from core.search_cost import cost_of, runs_at_once, with_candidates
 from core.specs.estimate import Advice, Amount, BaseShape, Basis, Device, Estimate, Memory
 from core.specs.method import AdaLoraSpec, LoraSpec
 from core.specs.training import Optimizer, TrainSpec
@@ -38,59 +41,10 @@ MOMENT_BYTES: Mapping[Optimizer, float] = {
 }
 FEWEST_TOKENS = 64  # of one forward: a worker halves no further
 SHORTEST_LENGTH = 32  # to which rows are advised to be cut
-ROOM = 0.97  # of a device's memory, which a job may take: the constants are known to 2 or 3 %
+CLOSE = "Whether this fits its device is within the error of the estimate: it may run out of memory on the way."
 PACE_SPREAD = {"jobs": 1.25, "default": 4.0}  # factor either way between which the time is said to lie
 CHECKPOINT_HEADER_BYTES = 4096  # an adapter's zip beside its numbers: config, card, names
 BYTES_PER_TENSOR = 130  # of a safetensors header
-
-
-@dataclass(frozen=True)
-class Constants:
-    """What no formula knows: measured. Those of activations say how often a part is kept, in units of the formula."""
-
-    process: float  # bytes
-    hidden: float
-    outputs: float
-    inputs: float
-    ranks: float
-    scores: float
-    dense: float
-    head: float
-    adapter: float
-    operations_per_s: float  # floating-point, in training; a default until jobs have run
-    opening_s: float  # until the first step
-
-
-# Of a CPU: fitted by benchmarks/estimates.py --fit. Of a GPU nothing was measured: activations as on a CPU, but that
-# its 4-bit layers keep no dense weights; the process is the CUDA context, its size and the speed are guesses.
-CONSTANTS: Mapping[str, Constants] = {
-    "cpu": Constants(
-        process=392.5e6,
-        hidden=0.0,
-        outputs=1.464,
-        inputs=1.316,
-        ranks=0.0,
-        scores=0.7527,
-        dense=1.206,
-        head=2.959,
-        adapter=0.8184,
-        operations_per_s=25.6e9,
-        opening_s=6.0,
-    ),
-    "cuda": Constants(
-        process=700e6,
-        hidden=0.0,
-        outputs=1.464,
-        inputs=1.316,
-        ranks=0.0,
-        scores=0.7527,
-        dense=0.0,
-        head=2.959,
-        adapter=0.8184,
-        operations_per_s=60e12,
-        opening_s=10.0,
-    ),
-}
 
 
 def estimate(
@@ -109,10 +63,13 @@ def estimate(
     known = constants or CONSTANTS[device.kind if device else "cpu"]
     memory = memory_of(shape, spec, amount, known)
     steps = -(-amount.n_examples // spec.batch_size) * spec.n_epochs
-    seconds = known.opening_s + _training_s(shape, spec, amount, tokens_per_s or 0.0, known)
+    trained_s, validated_s = _training_s(shape, spec, amount, tokens_per_s or 0.0, known)
+    search = cost_of(spec, amount, trained_s)
+    seconds = known.opening_s + trained_s + validated_s + (search.seconds if search else 0.0)
     basis: Basis = "default" if tokens_per_s is None else "jobs"
     spread = PACE_SPREAD[basis]
-    fits = None if device is None else memory.total <= ROOM * device.memory_bytes
+    least, most = memory_range(memory.total)
+    fits = None if device is None else least <= device.memory_bytes
     return Estimate(
         tokens=amount.tokens * spec.n_epochs,
         learned_tokens=amount.learned_tokens * spec.n_epochs,
@@ -122,12 +79,22 @@ def estimate(
         seconds_range=(round(seconds / spread, 1), round(seconds * spread, 1)),
         seconds_basis=basis,
         memory=memory,
+        memory_range=(least, most),
         adapter_bytes=adapter_bytes(shape, spec),
         trainable_parameters=trained_parameters(shape, spec.method),
         device=device,
         fits=fits,
-        advice=() if device is None or fits else tuple(advice(shape, spec, amount, device, known)),
+        warning=CLOSE if device is not None and least <= device.memory_bytes < most else None,
+        advice=()
+        if device is None or most <= device.memory_bytes
+        else tuple(advice(shape, spec, amount, device, known)),
+        rate_search=search,
     )
+
+
+def memory_range(total: int) -> tuple[int, int]:
+    """Between which bytes the peak lies that was foretold as total, if it errs no more than what was measured."""
+    return round(total / (1 + TOO_HIGH)), round(total / (1 - TOO_LOW))
 
 
 def memory_of(shape: BaseShape, spec: TrainSpec, amount: Amount, constants: Constants) -> Memory:
@@ -151,14 +118,15 @@ KEPT = ("hidden", "outputs", "inputs", "ranks", "scores", "dense")
 
 def parts(shape: BaseShape, spec: TrainSpec, amount: Amount) -> dict[str, float]:
     """The formulas of this module's head, in bytes, each before its constant: what a fit multiplies."""
-    e, largest = shape.value_bytes, amount.largest
+    e, largest = shape.value_bytes, with_candidates(spec, amount).largest
     tokens = largest.tokens * spec.method.members
     worn = worn_sites(shape, spec.method)
     linear_bytes = NF4_BITS / 8 if spec.method.base_precision == "nf4" else e
     trained = trained_parameters(shape, spec.method)
     return {
         "base": shape.linear_parameters * linear_bytes + shape.table_parameters * e,
-        "adapter": trained * (8 + MOMENT_BYTES[spec.optimizer]) + 4 * kept_parameters(shape, spec.method),
+        "adapter": runs_at_once(spec)
+        * (trained * (8 + MOMENT_BYTES[spec.optimizer]) + 4 * kept_parameters(shape, spec.method)),
         "hidden": tokens * shape.layers * shape.hidden * e,
         "outputs": tokens * sum(site.width_out for site in shape.sites) * e,
         "inputs": tokens * sum(site.width_in for site, _ in worn) * e,
@@ -189,32 +157,35 @@ def operations(shape: BaseShape, spec: TrainSpec, tokens: int, learned: int) -> 
     """Floating-point operations of so many tokens, forward and backward.
 
     A frozen weight costs 2 forward and 2 for the gradient of its input, a trained one 2 more for its own; the head is
-    paid for learned tokens alone.
+    paid for learned tokens alone. Of pairs, what the answers are held to reads them too: 2 more.
     """
     trained = sum((site.width_in + site.width_out) * rank for site, rank in worn_sites(shape, spec.method))
-    head = 4.0 * learned * shape.vocabulary * shape.hidden
-    return spec.method.members * (tokens * (4.0 * shape.linear_parameters + 6.0 * trained) + head)
+    frozen = 6.0 if spec.dpo else 4.0
+    head = frozen * learned * shape.vocabulary * shape.hidden
+    return spec.method.members * (tokens * (frozen * shape.linear_parameters + 6.0 * trained) + head)
 
 
-def _training_s(shape: BaseShape, spec: TrainSpec, amount: Amount, tokens_per_s: float, known: Constants) -> float:
-    """All epochs and validations. tokens_per_s: 0 where it is not known."""
+def _training_s(
+    shape: BaseShape, spec: TrainSpec, amount: Amount, tokens_per_s: float, known: Constants
+) -> tuple[float, float]:
+    """Of all epochs, and of all validations. tokens_per_s: 0 where it is not known."""
     per_epoch = -(-amount.n_examples // spec.batch_size)
     validations = math.ceil(per_epoch * spec.n_epochs / (spec.eval_steps or per_epoch))
     seen = amount.validation_tokens * validations
     if tokens_per_s:
-        # A validation goes forward alone, which is about a third of a training step.
-        return (amount.tokens * spec.n_epochs + seen / 3) / tokens_per_s
+        # A validation goes forward alone, which is about a third of a training step; of pairs, two readings of three.
+        return amount.tokens * spec.n_epochs / tokens_per_s, seen * (2 if spec.dpo else 1) / 3 / tokens_per_s
     done = operations(shape, spec, amount.tokens, amount.learned_tokens) * spec.n_epochs
-    validated = operations(shape, spec, seen, 0) / 2
-    return (done + validated) / known.operations_per_s
+    validated = operations(shape, spec, seen, 0) * (2 / 3 if spec.dpo else 1 / 2)
+    return done / known.operations_per_s, validated / known.operations_per_s
 
 
 def advice(shape: BaseShape, spec: TrainSpec, amount: Amount, device: Device, known: Constants) -> Iterator[Advice]:
     """Of each knob the least turn that alone makes the run fit; of a knob that cannot do it, nothing."""
-    for knob in (_fewer_tokens, _shorter_rows, _lower_rank, _four_bits):
+    for knob in (_no_search, _fewer_tokens, _shorter_rows, _lower_rank, _four_bits):
         for param, value, turned, left in knob(spec, amount):
             needed = memory_of(shape, turned, left, known).total
-            if needed <= ROOM * device.memory_bytes:
+            if needed <= device.memory_bytes:
                 yield Advice(param=param, value=value, memory_bytes=needed)
                 break
 
@@ -222,12 +193,20 @@ def advice(shape: BaseShape, spec: TrainSpec, amount: Amount, device: Device, kn
 Turn = tuple[str, Any, TrainSpec, Amount]
 
 
+def _no_search(spec: TrainSpec, amount: Amount) -> Iterator[Turn]:
+    if spec.is_searching:
+        yield "training.learning_rate", "auto", spec.model_copy(update={"rate_search": None}), amount
+
+
 def _fewer_tokens(spec: TrainSpec, amount: Amount) -> Iterator[Turn]:
-    tokens = min(spec.tokens_per_batch, amount.largest.tokens * spec.method.members)
+    met = amount.largest.tokens * spec.method.members * (2 if spec.dpo else 1)
+    tokens = min(spec.tokens_per_batch, met)
     while tokens > FEWEST_TOKENS:
         tokens = max(FEWEST_TOKENS, tokens // 2)
         turned = spec.model_copy(update={"tokens_per_batch": tokens})
-        forward = max(tokens // spec.method.members, _row(amount))  # a row longer than that goes alone
+        # A row longer than that goes alone, and so does a pair, which counts twice.
+        forward = tokens // spec.method.members // (2 if spec.dpo else 1)
+        forward = max(forward, _row(amount) * (2 if spec.dpo else 1))
         yield "training.tokens_per_batch", tokens, turned, _cut(amount, forward)
 
 

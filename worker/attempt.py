@@ -11,12 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-
 from core import checkpoint
-from core.adapter_files import read_zip
 from core.data.batches import Corpus
-from core.methods import METHODS
 from core.preferences import Pairs
 from core.run import Run
 from core.settings import Settings
@@ -26,18 +22,21 @@ from core.specs.assignment import (
     CheckpointReport,
     FinishedReport,
     PhaseReport,
+    RateReport,
     Report,
     SamplesReport,
     WarningReport,
 )
+from core.specs.rate_search import FoundRate
 from core.trainer import Cramped, Event, Failed, Score, Skipped, Step
 from worker import due, failpoints
+from worker.beginning import RateSearch, new_run, rate_kept
 from worker.export import details_of, export
 from worker.judging import Judge
 from worker.meters import Pace, Ranks, memory_bytes, metrics_of, shortage_report, step_report
 from worker.opened import Opened
-from worker.reading import corpus_of, reference_of, start_of
-from worker.reasons import Diverged, Drained, UnusableMethodError
+from worker.reading import corpus_of
+from worker.reasons import Diverged, Drained
 from worker.shift import measured_shift
 from worker.validating import Validation
 from worker.wish import Wish
@@ -67,7 +66,7 @@ class Attempt:
 
     def read(self, opened: Opened) -> None:
         """Makes token rows of the files. No model is called: others may be learning meanwhile."""
-        self.base, self.model, self.facts = opened.base, opened.model, opened.facts
+        self.opened, self.base, self.model = opened, opened.base, opened.model
         self.say(PhaseReport(phase="reading_data"))
         self.corpus = self._read(self.assignment.training_file, "training_file")
         file = self.assignment.validation_file
@@ -76,8 +75,12 @@ class Attempt:
 
     def begin(self) -> int | None:
         """Goes to where the job stands. FINISHED where nothing was left but to make its adapter; else train the run."""
+        search = checkpoint.newest(self.checkpoints)
+        if self.spec.is_searching:
+            self.spec = self.spec.with_rate(rate_kept(self.spec, search.found) or self._found_rate())
+            self.assignment = self.assignment.model_copy(update={"spec": self.spec})
         self.run = self._new_run()
-        is_settled = self._resume()
+        is_settled = self._resume(search)
         self.say(PhaseReport(phase="training"))
         if not is_settled:
             self._settle()
@@ -114,23 +117,25 @@ class Attempt:
         return corpus_of(path, self.base.tokenizer, self.spec, context=context, param=param)
 
     def _new_run(self) -> Run:
-        """At step 0. The same spec always starts from the same numbers."""
-        generator = torch.Generator().manual_seed(self.spec.seed)
-        try:
-            start = start_of(self.assignment.init_adapter)
-            method = METHODS[self.spec.method.type](self.spec.method, self.facts, generator=generator, **start)
-            source = None
-            if self.assignment.continue_from is not None:
-                source = read_zip(self.assignment.continue_from)
-                method.continue_from(source)
-            reference = reference_of(source, self.spec, self.model)
-        except ValueError as error:
-            raise UnusableMethodError(str(error)) from error
-        return Run(self.spec, method.to(self.base.device), self.corpus, reference=reference)
+        return new_run(self.assignment, self.opened, self.corpus, self.spec)
 
-    def _resume(self) -> bool:
+    def _found_rate(self) -> FoundRate:
+        """Searches the learning rate and says it. Who is stopped in between begins anew, and finds the same."""
+        validation = None if self.validation is None else self.validation.corpus
+        search = RateSearch(self.assignment, self.opened, self.corpus, validation)
+        began, said_at = time.monotonic(), -math.inf
+        for number, _ in enumerate(search.steps(), start=1):
+            if self.drain.is_set():
+                raise Drained
+            if time.monotonic() - said_at >= SIGN_OF_LIFE_S:
+                self.say(PhaseReport(phase="searching_rate"))
+                said_at = time.monotonic()
+            self._reached(f"search:{number}")
+        self.say(RateReport(found=search.found, seconds=time.monotonic() - began))
+        return search.found
+
+    def _resume(self, search: checkpoint.Search) -> bool:
         """Loads the newest whole checkpoint. False: the work that belongs to its step is still to be done."""
-        search = checkpoint.newest(self.checkpoints)
         found = search.found
         reached = found.step if found else 0
         for damage in search.damaged:

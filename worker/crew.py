@@ -76,7 +76,7 @@ class Crew:
         if time.monotonic() - self._looked_at < LOOK_S or len(self._attempts) >= self._shop.most_in_step:
             return
         self._looked_at = time.monotonic()
-        if any(attempt.is_alone for attempt in self._attempts.values()):
+        if any(attempt.is_alone or attempt.assignment.spec.is_searching for attempt in self._attempts.values()):
             return
         kin = next(iter(self._attempts.values())).kin
         try:

@@ -21,6 +21,7 @@ from core.records.events import Event
 from core.specs.assignment import (
     Phase,
     PhaseReport,
+    RateReport,
     Report,
     SamplesReport,
     StepReport,
@@ -46,6 +47,7 @@ VALID_ONLY_SOME = (
 PHASES: dict[Phase, str] = {
     "loading_model": "Loading the base model",
     "reading_data": "Reading the data",
+    "searching_rate": "Searching the learning rate",
     "training": "Training",
     "evaluating": "Evaluating",
     "saving": "Saving",
@@ -132,6 +134,8 @@ class Progress:
                     if report.phase not in self._told:  # training and evaluating take turns: once is enough
                         self._told.add(report.phase)
                         self._events.append(Event("phase", PHASES[report.phase], data={"phase": report.phase}))
+                case RateReport():
+                    self._events.append(rate_event(report))
                 case StepReport():
                     self._last_step = report
                     self._events.append(step_event(report))
@@ -206,6 +210,13 @@ class Progress:
             self._verdict = Verdict.LOST
         if is_news:
             self._on_lost()
+
+
+def rate_event(report: RateReport) -> Event:
+    """Which learning rate was found, by what, and what that took."""
+    found = report.found
+    message = f"Learning rate {found.rate:g} was found among {len(found.candidates)}"
+    return Event("rate_found", message, data={**found.model_dump(mode="json"), "seconds": round(report.seconds, 3)})
 
 
 def step_event(report: StepReport) -> Event:

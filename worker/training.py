@@ -25,6 +25,7 @@ from core.specs.assignment import (
     CheckpointReport,
     FailedReport,
     FinishedReport,
+    RateReport,
     Report,
 )
 from worker.preparing import Refusal, prepare, restore, smaller
@@ -134,6 +135,8 @@ class Attempt:
         match report:
             case CheckpointReport() if self.stop not in GONE:
                 self._guarded(lambda: self._publish(report))
+            case RateReport() if self.stop not in GONE:
+                self._guarded(lambda: self._settle_rate(report))
             case FinishedReport():
                 self._finished = report
             case FailedReport():
@@ -212,6 +215,11 @@ class Attempt:
             self._log.warning("checkpoint.unpublished", step=report.step, error=repr(error))
             message = f"The checkpoint at step {report.step} could not be stored"
             self._progress.note(Event("checkpoint_unpublished", message, level="warn", step=report.step))
+
+    def _settle_rate(self, report: RateReport) -> None:
+        """The row says it from now on: no later attempt searches again, and others may train beside this one."""
+        self._insist(lambda: jobs.settle_rate(self._shop.db, self._held, report.found))
+        self.assignment = self.assignment.model_copy(update={"spec": self.assignment.spec.with_rate(report.found)})
 
     def _settle(self, code: int, tail: Callable[[], str]) -> None:
         """What becomes of the job, by how its trainer ended it or was ended."""

@@ -54,7 +54,7 @@ def _field(name: str, rules: Mapping[str, Any], known: Mapping[str, Any]) -> Fie
     default = rules.get("default")
     said = rules.get("description", "")
     has_auto = any(option.get("const") == "auto" or option.get("enum") == ["auto"] for option in options)
-    plain = [option for option in options if option.get("type") != "null" and option.get("const") != "auto"]
+    plain = [option for option in options if option.get("type") != "null" and "const" not in option]
     rule = plain[0] if len(plain) == 1 else {}
     if "enum" in rule:
         choices = (*(["auto"] if has_auto else []), *rule["enum"])

@@ -131,8 +131,13 @@ def largest(lengths: NDArray[np.int64], learned: NDArray[np.int64], schedule: Sc
     """The largest micro-batch of a run whose rows have so many tokens [B], so many of them learned [B].
 
     Semantics: the rows of every step as Run.next_rows takes them, cut as the trainer cuts them. Of a run of more than
-    ROWS_SIMULATED rows only its first epochs are gone through, the first always.
+    ROWS_SIMULATED rows only its first epochs are gone through, the first always. Of pairs, two neighbours are one
+    example: it counts twice in a forward's tokens, since what it is held to reads it too, but only once is it kept.
     """
+    longest, squares, times = int(lengths.max(initial=0)), lengths**2, 1
+    if schedule.is_of_pairs:
+        lengths, learned, squares = (figures.reshape(-1, 2).sum(1) for figures in (lengths, learned, squares))
+        times = 2
     best = np.zeros(3, np.int64)
     epochs = max(1, min(schedule.n_epochs, ROWS_SIMULATED // max(len(lengths), 1)))
     for epoch in range(epochs):
@@ -140,11 +145,10 @@ def largest(lengths: NDArray[np.int64], learned: NDArray[np.int64], schedule: Sc
         for start in range(0, len(lengths), schedule.batch_size):
             turn = places[start : start + schedule.batch_size]
             first = 0
-            for count in cuts(lengths[turn].tolist(), schedule.tokens_per_batch):
+            for count in cuts((times * lengths[turn]).tolist(), schedule.tokens_per_batch):
                 batch = turn[first : first + count]
-                of_batch = (lengths[batch].sum(), learned[batch].sum(), (lengths[batch] ** 2).sum())
+                of_batch = (lengths[batch].sum(), learned[batch].sum(), squares[batch].sum())
                 best = np.maximum(best, of_batch)
                 first += count
-    tokens, most_learned, squares = (int(figure) for figure in best)
-    longest = int(lengths.max(initial=0))
-    return Largest(tokens=tokens, learned=most_learned, squares=squares, longest_row=longest)
+    tokens, most_learned, most_squares = (int(figure) for figure in best)
+    return Largest(tokens=tokens, learned=most_learned, squares=most_squares, longest_row=longest)

@@ -76,7 +76,10 @@ def _may_join(kin: Kin) -> ColumnElement[bool]:
     )
     precision = Job.spec["method"]["base_precision"].as_string()
     is_kin = and_(Job.base_model == kin.base_model, func.coalesce(precision, "bf16") == kin.base_precision)
-    return and_(is_kin, Job.attempt + 1 < Job.max_attempts, ~has_died_barren)
+    # Whoever still searches a learning rate is several runs, and finds the same each time only if it is alone.
+    is_to_search = Job.spec["rate_search"]["judged_rows"].as_integer().is_not(None)
+    is_searching = and_(is_to_search, Job.spec["rate_search"]["found"]["rate"].as_float().is_(None))
+    return and_(is_kin, Job.attempt + 1 < Job.max_attempts, ~has_died_barren, ~is_searching)
 
 
 def _taking(*which: ColumnElement[bool], owner: str, lease_s: float) -> ReturningUpdate[str, int, int, int, int]:

@@ -29,6 +29,7 @@ from core.records.leases import (
     guard,
     record,
     requeue,
+    settle_rate,
 )
 from core.records.pages import Page, page
 from core.records.pausing import NotPausable, NotResumable, pause, resume
@@ -70,6 +71,7 @@ __all__ = [
     "requeue",
     "resume",
     "retry",
+    "settle_rate",
     "succeed",
     "sweep",
     "work_of",
@@ -225,11 +227,16 @@ def checkpoints(
     return page(session, usable, [Checkpoint.step, Checkpoint.id], after=after, limit=limit)
 
 
-def paces(session: Session, base_model: str, method: str, precision: str, *, newest: int) -> list[float]:
-    """Tokens a second of the newest jobs of this base, method and precision, whoever's: it is a machine's figure."""
+def paces(session: Session, base_model: str, method: str, precision: str, *, is_dpo: bool, newest: int) -> list[float]:
+    """Tokens a second of the newest jobs of this base, method and precision, whoever's: it is a machine's figure.
+
+    is_dpo: of jobs that learn from pairs, each of whose tokens is read twice, or of none of them.
+    """
     done = select(Job.measured).where(Job.base_model == base_model, Job.state == "succeeded", Job.measured.is_not(None))
     of_kind = done.where(
-        Job.spec["method"]["type"].as_string() == method, Job.spec["method"]["base_precision"].as_string() == precision
+        Job.spec["method"]["type"].as_string() == method,
+        Job.spec["method"]["base_precision"].as_string() == precision,
+        Job.spec["dpo"]["beta"].as_float().is_not(None) if is_dpo else Job.spec["dpo"]["beta"].as_float().is_(None),
     )
     found = session.scalars(of_kind.order_by(Job.finished_at.desc()).limit(newest))
     return [float(said["tokens_per_s"]) for said in found if said and said.get("tokens_per_s")]

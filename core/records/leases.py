@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from core.records.database import Database, clock, now_s
 from core.records.events import Event, append
 from core.records.tables import Job
+from core.specs.rate_search import FoundRate
 
 POISON_DEATHS = 2  # attempts in a row that die without moving step: a third would only take another worker with it
 LONGEST_RETRY_S = 900.0
@@ -127,6 +128,15 @@ def record(db: Database, held: Claim, events: Sequence[Event]) -> None:
     with fenced(db, held) as session:
         held_job(session, held)
         append(session, held.job_id, held.lease_epoch, events)
+
+
+def settle_rate(db: Database, held: Claim, found: FoundRate) -> None:
+    """Write the learning rate that was found into the job's spec. A death after that is of one who came somewhere."""
+    with fenced(db, held) as session:
+        job = held_job(session, held)
+        search = {**job.spec["rate_search"], "found": found.model_dump(mode="json")}
+        job.spec = {**job.spec, "learning_rate": found.rate, "rate_search": search}
+        job.progress_at = clock(session)
 
 
 def fail(

@@ -10,13 +10,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, TypeAdapter
 
+from core.specs.rate_search import FoundRate
 from core.specs.spec import Spec
 from core.specs.training import TrainSpec
 
 # How a job ends in the child, and with the last job the child. Anything else, a signal included, is a crash.
 FINISHED, CRASHED, USER_ERROR, NOT_FINITE, OUT_OF_MEMORY, DRAINED, ORPHANED = 0, 1, 10, 11, 12, 14, 15
 
-Phase = Literal["loading_model", "reading_data", "training", "evaluating", "saving"]
+Phase = Literal["loading_model", "reading_data", "searching_rate", "training", "evaluating", "saving"]
 
 
 class BaseModelEntry(Spec):
@@ -61,6 +62,14 @@ class PhaseReport(Spec):
 
     kind: Literal["phase"] = "phase"
     phase: Phase
+
+
+class RateReport(Spec):
+    """The learning rate was found, and the run begins with it."""
+
+    kind: Literal["rate"] = "rate"
+    found: FoundRate
+    seconds: float
 
 
 class StepReport(Spec):
@@ -177,6 +186,7 @@ class FailedReport(Spec):
 
 Report = Annotated[
     PhaseReport
+    | RateReport
     | StepReport
     | ValidationReport
     | SamplesReport

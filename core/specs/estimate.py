@@ -49,6 +49,7 @@ class ScheduleSpec(Spec):
     batch_size: int = Field(ge=1)
     tokens_per_batch: int = Field(ge=1, description="Of one forward, an ensemble's members counted.")
     seed: int = Field(ge=0)
+    is_of_pairs: bool = Field(False, description="Whether two rows are one example, which counts twice: DPO's.")
 
 
 class Largest(Spec):
@@ -97,6 +98,17 @@ class Advice(Spec):
     memory_bytes: int
 
 
+class SearchCost(Spec):
+    """What the search of a learning rate will take, before the run. share: of the run's own work."""
+
+    candidates: int
+    steps: int = Field(description="Of all candidates together.")
+    tokens: int = Field(description="That they learn from.")
+    judged_tokens: int = Field(description="That go forward alone, to judge them.")
+    share: float
+    seconds: float = Field(description="Among the estimate's seconds.")
+
+
 class Estimate(Spec):
     """What a run will take. A job keeps it."""
 
@@ -108,11 +120,18 @@ class Estimate(Spec):
     seconds_range: tuple[float, float]
     seconds_basis: Basis = Field(description="The pace of earlier jobs on this base, or a default's.")
     memory: Memory
+    memory_range: tuple[int, int] | None = Field(
+        None, description="Between which the peak lies, as errors measured say."
+    )
     adapter_bytes: int
     trainable_parameters: int
     device: Device | None = Field(description="None where no trainer has said what it has.")
-    fits: bool | None = Field(description="None where the device's memory is unknown.")
+    fits: bool | None = Field(
+        description="False where even the least of memory_range exceeds the device; None where that is unknown."
+    )
+    warning: str | None = Field(None, description="Where the device's memory lies within memory_range.")
     advice: tuple[Advice, ...] = ()
+    rate_search: SearchCost | None = Field(None, description="Where the learning rate is to be found.")
 
 
 class Measured(Spec):

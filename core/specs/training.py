@@ -5,9 +5,11 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from core.specs.method import MethodSpec
+from core.specs.rate_search import RATE_BOUNDS, FoundRate, RateSearch, search_around
 from core.specs.spec import Spec
 
 Auto = Literal["auto"]
+Searched = Literal["search"]
 Optimizer = Literal["adamw", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor"]
 Serve = Literal["best", "last"]
 SMALL_DATASET = 4096  # rows under which more passes and smaller batches pay
@@ -82,7 +84,7 @@ class DPO(Spec):
 class TrainingRequest(Spec):
     """Our further knobs, the top-level extension `training`."""
 
-    learning_rate: Auto | float = Field("auto")
+    learning_rate: Auto | Searched | float = Field("auto")
     optimizer: Auto | Optimizer = Field("auto", description="'auto' is AdamW, and paged AdamW on an NF4 base.")
     lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Auto | float = Field(
@@ -108,9 +110,11 @@ class TrainingRequest(Spec):
 
     @field_validator("learning_rate", "warmup_ratio", "max_seq_length", "tokens_per_batch", "eval_steps")
     @classmethod
-    def _bounded(cls, value: Auto | float, field: ValidationInfo) -> Auto | float:
+    def _bounded(cls, value: Auto | Searched | float, field: ValidationInfo) -> Auto | Searched | float:
+        if value == "search":
+            return value
         bounds = {
-            "learning_rate": (1e-7, 10.0),
+            "learning_rate": RATE_BOUNDS,
             "warmup_ratio": (0.0, 0.5),
             "max_seq_length": (8, 1_000_000),
             "tokens_per_batch": (64, 1_000_000),
@@ -127,7 +131,7 @@ class TrainSpec(Spec):
     n_epochs: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="Rows of one optimiser step.")
     learning_rate_multiplier: float = Field(1.0, gt=0)
-    learning_rate: float = Field(gt=0, description="The peak, multiplier included.")
+    learning_rate: float = Field(gt=0, description="The peak, multiplier included; of a search, until it has found it.")
     optimizer: Optimizer = "adamw"
     lr_scheduler: Literal["cosine", "linear", "constant"]
     warmup_ratio: float
@@ -147,6 +151,18 @@ class TrainSpec(Spec):
     continue_from: str | None = Field(None, description="The model whose weights training goes on from.")
     continue_from_sha256: str | None = Field(None, description="Of its zip.")
     init_adapter_sha256: str | None = Field(None, description="Of the zip that the method's init_adapter names.")
+    rate_search: RateSearch | None = Field(None, description="Of a job whose learning rate is found.")
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether the learning rate is still to be found."""
+        return self.rate_search is not None and self.rate_search.found is None
+
+    def with_rate(self, found: FoundRate) -> "TrainSpec":
+        """The same run, its learning rate found."""
+        assert self.rate_search is not None
+        search = self.rate_search.model_copy(update={"found": found})
+        return self.model_copy(update={"learning_rate": found.rate, "rate_search": search})
 
 
 # What a run takes as it was asked.
@@ -174,7 +190,7 @@ def resolve(
     batch, epochs = _passes(hyperparameters, n_examples)
     multiplier = 1.0 if hyperparameters.learning_rate_multiplier == "auto" else hyperparameters.learning_rate_multiplier
     rate = LEARNING_RATES[method.type] * (DPO_RATE_FACTOR if dpo else 1)
-    if training.learning_rate != "auto":
+    if not isinstance(training.learning_rate, str):
         rate = training.learning_rate
     optimizer = training.optimizer
     if optimizer == "auto":
@@ -182,6 +198,8 @@ def resolve(
     room = max(0, context - method.prefix_length)
     warmup = WARMUP_RATIOS.get(method.type, 0.03) if training.warmup_ratio == "auto" else training.warmup_ratio
     length = room if training.max_seq_length == "auto" else min(training.max_seq_length, room)
+    steps = -(-max(n_examples, 1) // batch) * epochs
+    is_searched = training.learning_rate == "search"
     return TrainSpec(
         base_model=base_model,
         method=method,
@@ -197,6 +215,7 @@ def resolve(
         eval_steps=None if training.eval_steps == "auto" else training.eval_steps,
         seed=seed,
         dpo=dpo,
+        rate_search=search_around(rate * multiplier, steps=steps, batch_size=batch) if is_searched else None,
         **{name: getattr(training, name) for name in AS_ASKED},
     )
 

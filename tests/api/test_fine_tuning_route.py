@@ -83,6 +83,7 @@ def test_a_job_is_made_with_every_value_in_force(service):
             "eval_samples": 3,
             "early_stopping": None,
             "serve": "best",
+            "rate_search": None,
         },
         "step": 0,
         "total_steps": None,

@@ -68,6 +68,7 @@ def test_the_pace_of_a_kind_of_job_is_that_of_its_own_kind(service):
         told = {"peft_type": "LORA", "details": {}, "step": 1, "trained_tokens": 1, "measured": took}
         jobs.succeed(service.database, held, adapter=blob, **told)
     with service.database.session() as session:
-        assert jobs.paces(session, BASE, "lora", "bf16", newest=9) == [300.0, 100.0]
-        assert jobs.paces(session, BASE, "lora", "bf16", newest=1) == [300.0]
-        assert jobs.paces(session, BASE, "lora", "nf4", newest=9) == []
+        assert jobs.paces(session, BASE, "lora", "bf16", is_dpo=False, newest=9) == [300.0, 100.0]
+        assert jobs.paces(session, BASE, "lora", "bf16", is_dpo=False, newest=1) == [300.0]
+        assert jobs.paces(session, BASE, "lora", "nf4", is_dpo=False, newest=9) == []
+        assert jobs.paces(session, BASE, "lora", "bf16", is_dpo=True, newest=9) == []

@@ -25,3 +25,20 @@ def test_early_stopping_without_a_validation_file_is_refused(service):
 @pytest.mark.parametrize("stopping", [{}, {"patience": 0}, {"patience": 2, "min_delta": -1}, {"patience": 2, "x": 1}])
 def test_early_stopping_out_of_bounds_is_refused(service, stopping):
     assert "early_stopping" in error_of(service.job(training={"early_stopping": stopping}))["param"]
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_searched_rate_is_echoed_with_what_will_be_tried(service):
+    answer = service.job(training={"learning_rate": "search"}, hyperparameters={"learning_rate_multiplier": 2})
+    assert answer.status_code == 200, answer.text
+    said = answer.json()["training"]
+    search = said["rate_search"]
+    assert (len(search["rates"]), search["rates"][3], search["found"]) == (7, said["learning_rate"], None)
+    assert said["learning_rate"] == 1e-3
+    plain = service.job(training={"learning_rate": "auto"}).json()["training"]
+    assert (plain["learning_rate"], plain["rate_search"]) == (5e-4, None)
+
+
+@pytest.mark.parametrize("rate", ["searched", "", 0, -1, 11])
+def test_a_rate_that_is_none_is_refused(service, rate):
+    assert "learning_rate" in error_of(service.job(training={"learning_rate": rate}))["param"]

@@ -8,7 +8,8 @@ from core.adapter_sizes import trained_parameters, worn_sites, written_parameter
 from core.base.facts import facts_of
 from core.base.shape import shape_of
 from core.effects import KVPrefix, LowRank, SoftPrompt, members_of
-from core.estimate import CONSTANTS, FEWEST_TOKENS, ROOM, after_probe, estimate, memory_of
+from core.estimate import FEWEST_TOKENS, after_probe, estimate, memory_of, memory_range
+from core.measured_constants import CONSTANTS
 from core.methods import METHODS
 from core.model import RoutedModel
 from core.reading import with_reading
@@ -134,13 +135,13 @@ def test_earlier_jobs_say_how_long_it_takes_and_narrow_the_range():
 
 def test_a_run_that_does_not_fit_is_told_which_knob_alone_makes_it_fit():
     whole = estimate(SMOL, spec_of(), AMOUNT, None).memory
-    device = Device(memory_bytes=int((whole.total - whole.activations / 2) / ROOM))
+    device = Device(memory_bytes=memory_range(whole.total)[0] - 1)
     found = estimate(SMOL, spec_of(), AMOUNT, device)
     assert found.fits is False
     [tokens, *_] = found.advice
     assert tokens.param == "training.tokens_per_batch"
     assert FEWEST_TOKENS <= tokens.value < LARGEST.tokens
-    assert all(advised.memory_bytes <= ROOM * device.memory_bytes for advised in found.advice)
+    assert all(advised.memory_bytes <= device.memory_bytes for advised in found.advice)
     smaller = _cut_to(tokens.value)
     turned = spec_of(tokens_per_batch=tokens.value)
     assert estimate(SMOL, turned, smaller, device).fits is True

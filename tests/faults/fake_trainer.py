@@ -35,12 +35,14 @@ from core.specs.assignment import (
     FinishedReport,
     Leave,
     PhaseReport,
+    RateReport,
     Report,
     Said,
     StepReport,
     Told,
     ValidationReport,
 )
+from core.specs.rate_search import Candidate, FoundRate, RateSearch
 from worker.failpoints import reached
 
 
@@ -67,6 +69,13 @@ def adapter_sha256(seed: int, steps: int, scratch: Path) -> str:
     for step in range(1, steps + 1):
         state = fold(state, step)
     return hashlib.sha256(write_adapter(scratch / "expected.zip", state).read_bytes()).hexdigest()
+
+
+def found_rate(search: RateSearch) -> FoundRate:
+    """The lowest, whatever the data."""
+    losses = [Candidate(rate=rate, losses=(float(place),)) for place, rate in enumerate(search.rates, start=1)]
+    judged = {"judged_on": "held_out_rows", "judged_rows": 1, "tokens": 10, "judged_tokens": 5, "share": 0.5}
+    return FoundRate.model_validate({"rate": search.rates[0], "candidates": losses, **judged})
 
 
 class FakeTrainer:
@@ -124,6 +133,9 @@ class FakeTrainer:
             return USER_ERROR
         if self.spec.tokens_per_batch > self.faults.get("needs_tokens_at_most", 1 << 30):
             return OUT_OF_MEMORY
+        if self.spec.rate_search is not None and self.spec.is_searching:
+            self.say(PhaseReport(phase="searching_rate"))
+            self.say(RateReport(found=found_rate(self.spec.rate_search), seconds=0.25))
         self.say(PhaseReport(phase="training"))
         return None
 

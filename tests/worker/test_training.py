@@ -12,6 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from core.records import jobs
 from core.records.tables import File
+from core.specs.rate_search import search_around
 from worker.crew import Crew
 from worker.seat import Seat
 from worker.training import Workshop
@@ -485,3 +486,14 @@ def test_folders_of_jobs_that_ended_elsewhere_are_removed_at_the_start(worker):
     wait_until(lambda: [path.name for path in (bench.folder / "jobs").iterdir()] == [going_on])
     seat.close()
     seat.join(60)
+
+
+def test_a_rate_that_the_trainer_found_is_in_the_row_and_in_an_event(worker):
+    search = search_around(8e-3, steps=5, batch_size=1)
+    job_id = worker.bench.submit(rate_search=search.model_dump(mode="json"), learning_rate=8e-3)
+    job = worker.attempt(job_id)
+    assert (job.state, job.spec["learning_rate"]) == ("succeeded", 1e-3)
+    assert job.spec["rate_search"]["found"]["candidates"][0] == {"rate": 1e-3, "losses": [1.0]}
+    (told,) = [event for event in worker.bench.events(job_id) if event.kind == "rate_found"]
+    data = told.event_data
+    assert (data["rate"], data["share"], data["seconds"]) == (1e-3, 0.5, 0.25)

@@ -5,6 +5,8 @@ import pytest
 from core.records import jobs
 from core.records.jobs import Claim, Kin
 from core.specs.method import LoraSpec, PrefixTuningSpec, QLoraSpec
+from core.specs.rate_search import Candidate, FoundRate, search_around
+from core.specs.training import TrainSpec
 
 KIN, NF4 = Kin("tiny", "bf16"), Kin("tiny", "nf4")
 
@@ -94,3 +96,46 @@ def test_an_orphan_that_had_made_no_step_does_not_join(machine, queue):
 def test_a_claim_says_whether_it_is_to_be_alone(machine, queue, attempt, deaths, is_alone):
     (job_id,) = queue((LoraSpec(), {"attempt": attempt, "barren_deaths": deaths}))
     assert machine.claim(job_id).is_alone is is_alone
+
+
+FOUND = FoundRate(
+    rate=2e-4,
+    judged_on="held_out_rows",
+    judged_rows=4,
+    candidates=(Candidate(rate=2e-4, losses=(1.5, 1.25)), Candidate(rate=9.0, losses=(None,))),
+    tokens=100,
+    judged_tokens=30,
+    share=0.5,
+)
+
+
+def searching(machine, make_job, spec):
+    search = search_around(5e-4, steps=40, batch_size=8)
+    job_id = make_job()
+    machine.set(job_id, spec=spec.model_copy(update={"rate_search": search}).model_dump(mode="json"))
+    return job_id
+
+
+def test_a_job_that_still_searches_its_learning_rate_joins_nobody_and_once_it_is_found_may(machine, make_job, spec):
+    job_id = searching(machine, make_job, spec)
+    assert joining(machine) is None
+    held = machine.claim(job_id)
+    jobs.settle_rate(machine.db, held, FOUND)
+    jobs.drain(machine.db, held)
+    assert joining(machine) == job_id
+
+
+def test_a_rate_that_was_found_is_in_the_row_for_all_later_attempts(machine, make_job, spec):
+    held = machine.claim(searching(machine, make_job, spec))
+    jobs.settle_rate(machine.db, held, FOUND)
+    kept = TrainSpec.model_validate(machine.job(held.job_id).spec)
+    assert (kept.learning_rate, kept.rate_search.found, kept.is_searching) == (2e-4, FOUND, False)
+    assert kept.model_copy(update={"learning_rate": spec.learning_rate, "rate_search": None}) == spec
+
+
+def test_who_lost_the_lease_settles_no_rate(machine, make_job, spec):
+    held = machine.claim(searching(machine, make_job, spec))
+    machine.set(held.job_id, lease_epoch=held.lease_epoch + 1)
+    with pytest.raises(jobs.Fenced):
+        jobs.settle_rate(machine.db, held, FOUND)
+    assert TrainSpec.model_validate(machine.job(held.job_id).spec).is_searching

@@ -1,0 +1,57 @@
+"""What no formula knows of a run's memory and pace, measured by benchmarks/estimates.py: one table, numbers alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+# By how much of the measured peak the foretold one was too high and too low at worst (memory_worst in the summary of
+# benchmarks/results/estimates.json), rounded up. Between what both leave, nobody knows whether a job fits.
+TOO_HIGH, TOO_LOW = 0.05, 0.09
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What no formula knows: measured. Those of activations say how often a part is kept, in units of the formula."""
+
+    process: float  # bytes
+    hidden: float
+    outputs: float
+    inputs: float
+    ranks: float
+    scores: float
+    dense: float
+    head: float
+    adapter: float
+    operations_per_s: float  # floating-point, in training; a default until jobs have run
+    opening_s: float  # until the first step
+
+
+# Of a CPU: fitted by benchmarks/estimates.py --fit. Of a GPU nothing was measured: activations as on a CPU, but that
+# its 4-bit layers keep no dense weights; the process is the CUDA context, its size and the speed are guesses.
+CONSTANTS: Mapping[str, Constants] = {
+    "cpu": Constants(
+        process=392.5e6,
+        hidden=0.0,
+        outputs=1.464,
+        inputs=1.316,
+        ranks=0.0,
+        scores=0.7527,
+        dense=1.206,
+        head=2.959,
+        adapter=0.8184,
+        operations_per_s=25.6e9,
+        opening_s=6.0,
+    ),
+    "cuda": Constants(
+        process=700e6,
+        hidden=0.0,
+        outputs=1.464,
+        inputs=1.316,
+        ranks=0.0,
+        scores=0.7527,
+        dense=0.0,
+        head=2.959,
+        adapter=0.8184,
+        operations_per_s=60e12,
+        opening_s=10.0,
+    ),
+}
