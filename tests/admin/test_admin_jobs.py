@@ -127,7 +127,7 @@ def test_a_job_is_paused_resumed_and_run_again_from_its_page(service, page, live
     page.get_by_role("button", name="Cancel the job").click()
     page.locator("#confirm-yes").click()
     page.get_by_role("button", name="Run it again").click()
-    page.wait_for_function(f"!location.pathname.endsWith('{waiting}')")
+    page.wait_for_url(lambda url: not url.endswith(waiting), wait_until="commit")
     again = service.http.get(f"/v1/fine_tuning/jobs/{page.url.rpartition('/')[2]}").json()
     assert again["retry_of"] == waiting
     assert axe_faults(page) == []
@@ -161,7 +161,7 @@ def test_an_adapter_is_promoted_from_its_job(service, page):
     page.get_by_role("button", name="Promote").click()
     page.get_by_text("@stable").wait_for()
     assert service.http.get("/v1/adapters/support@stable").json()["name"] == job["fine_tuned_model"]
-    assert page.locator(".kin.adapter").inner_text().splitlines()[1] == job["fine_tuned_model"]
+    assert page.locator("svg.lineage a", has_text="adapter").locator("title").text_content() == job["fine_tuned_model"]
 
 
 def test_marked_jobs_stay_marked_while_the_list_lives_and_are_compared(service, page):
