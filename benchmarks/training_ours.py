@@ -22,8 +22,8 @@ from torch.nn.functional import cross_entropy, linear, silu
 
 import core.attention
 import core.frugal
+import core.learning
 import core.linear
-import core.trainer
 from benchmarks.training_start import head_inputs, peak_kib, started
 from core.base.catalogue import entry
 from core.base.load import OpenBase, open_base
@@ -33,7 +33,7 @@ from core.data.tokens import TokenRow
 from core.effects import Ensemble
 from core.frugal import FrugalBlock
 from core.linear import Head
-from core.losses import CHUNK, NextTokenLoss, next_token_loss
+from core.losses import CHUNK, TokenLosses, next_token_loss
 from core.methods import METHODS, Method
 from core.model import RoutedModel, Rows
 from core.routing import Routing
@@ -261,15 +261,16 @@ def plain_block(block: FrugalBlock, x: Tensor) -> Tensor:
     return y
 
 
-def full_logits(
-    model: RoutedModel, hidden: Tensor, ids: Tensor, learned: Tensor, starts: Sequence[int]
-) -> NextTokenLoss:
+def full_logits(model: RoutedModel, hidden: Tensor, ids: Tensor, learned: Tensor, starts: Sequence[int]) -> TokenLosses:
     """Logits of every token at once, the loss of learned ones."""
     ends = torch.zeros_like(learned)
     ends[torch.tensor(starts[1:]) - 1] = True
     targets = torch.where(learned, ids, -100).roll(-1).masked_fill(ends, -100)
-    total = cross_entropy(model.logits(hidden).float(), targets, reduction="sum")
-    return NextTokenLoss(total, int(learned.sum()), 0)
+    logits = model.logits(hidden).float()
+    counts = targets != -100  # noqa: PLR2004 - what torch leaves out
+    nats = cross_entropy(logits, targets, reduction="none")[counts]
+    rows = torch.searchsorted(torch.tensor(starts), counts.nonzero()[:, 0], right=True) - 1
+    return TokenLosses(nats, logits.argmax(1)[counts] == targets[counts], rows)
 
 
 ARMS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"steps": steps, "head": head, "to_loss": to_loss}
@@ -279,7 +280,7 @@ PLAIN: dict[str, tuple[Any, str, Any]] = {
     "frugal norms": (core.frugal, "rms_norm", plain_norm),
     "frugal blocks": (FrugalBlock, "forward", plain_block),
     "explicit attention": (core.attention, "SHORT", 0),
-    "head of learned tokens": (core.trainer, "next_token_loss", full_logits),
+    "head of learned tokens": (core.learning, "token_losses", full_logits),
 }
 
 if __name__ == "__main__":
