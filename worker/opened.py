@@ -28,8 +28,12 @@ class Opened:
         """What the first job asks for, which is what all its company do. Raises UnusableBaseModel."""
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        base = base_of(assignment, settings)
-        model = RoutedModel(base.model)
+        base, spec = base_of(assignment, settings), assignment.spec
+        model = RoutedModel(
+            base.model,
+            checkpointing=spec.activation_checkpointing,
+            offload=spec.activation_offload and base.device.type == "cuda",
+        )
         return cls(base, model, with_reading(base.facts, model))
 
     @classmethod

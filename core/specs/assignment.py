@@ -29,7 +29,7 @@ class BaseModelEntry(Spec):
 
 
 class Assignment(Spec):
-    """One attempt at one job. All of one child's ask for the same base model in the same precision."""
+    """One attempt at one job. All of one child's ask for the same base model, precision and checkpointing."""
 
     kind: Literal["assignment"] = "assignment"
     job_id: str
