@@ -38,7 +38,7 @@ async def estimated(resources: Resources, planned: Plan) -> Estimate | None:
     device = await run_sync(_largest_device, resources)
     shape = BaseShape.model_validate(training["shape"])
     try:
-        if device is not None and planned.may_keep_less:
+        if device is not None and planned.may_keep_less and not resources.settings.divide_base:
             spec = frugal_enough(shape, spec, amount, device)
         pace = await run_sync(_pace, resources, spec)
         return estimate(shape, spec, amount, device, tokens_per_s=pace)

@@ -164,7 +164,7 @@ class FinishedReport(Spec):
 class WarningReport(Spec):
     """All is not as asked, and the run goes on.
 
-    code: checkpoint_corrupt, step_skipped, rolled_back, out_of_memory or optimizer_unpaged.
+    code: checkpoint_corrupt, step_skipped, rolled_back, out_of_memory, optimizer_unpaged or activations_kept.
     """
 
     kind: Literal["warning"] = "warning"
