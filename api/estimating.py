@@ -10,15 +10,20 @@ from api import errors
 from api.job_plan import Plan, too_long
 from api.resources import Resources
 from core.estimate import estimate
+from core.frugality import frugal_enough
 from core.records import jobs, presences
 from core.specs.estimate import Amount, BaseShape, Device, Estimate, Largest, ScheduleSpec
 from core.specs.generation import MeasureSpec
+from core.specs.training import TrainSpec
 
 NEWEST = 9  # jobs that a pace is the median of
 
 
 async def estimated(resources: Resources, planned: Plan) -> Estimate | None:
-    """None where no engine can count now. Raises ClientError 400 for rows that are too long or a layer not there."""
+    """None where no engine can count now. Raises ClientError 400 for rows that are too long or a layer not there.
+
+    It is of the plan as Plan.settled() then has it.
+    """
     measured = await _measured(resources, planned)
     if measured is None or not measured.training.get("shape") or not measured.training.get("largest"):
         return None  # no engine, or one of a version that does not say
@@ -30,9 +35,12 @@ async def estimated(resources: Resources, planned: Plan) -> Estimate | None:
         largest=Largest.model_validate(training["largest"]),
         validation_tokens=measured.validation["tokens"] if measured.validation else 0,
     )
-    device, pace = await run_sync(_known, resources, planned)
+    device = await run_sync(_largest_device, resources)
     shape = BaseShape.model_validate(training["shape"])
     try:
+        if device is not None and planned.may_keep_less and not resources.settings.divide_base:
+            spec = frugal_enough(shape, spec, amount, device)
+        pace = await run_sync(_pace, resources, spec)
         return estimate(shape, spec, amount, device, tokens_per_s=pace)
     except ValueError as error:
         raise errors.bad_request(str(error), param="peft.target_modules", code="invalid_value") from None
@@ -45,7 +53,7 @@ def must_fit(found: Estimate) -> None:
     gib = 1 << 30
     assert found.memory_range
     needed, there = found.memory_range[0] / gib, found.device.memory_bytes / gib
-    knobs = " or ".join(f"{a.param} to {a.value}" for a in found.advice)
+    knobs = " or ".join(f"{a.param} to {'true' if a.value is True else a.value}" for a in found.advice)
     what = f"set {knobs}" if knobs else "no single setting makes it fit: take a smaller base model or a larger machine"
     details = [{"param": a.param, "value": a.value, "memory_bytes": a.memory_bytes} for a in found.advice]
     raise errors.bad_request(
@@ -94,14 +102,16 @@ async def _measured(resources: Resources, planned: Plan) -> _Counted | None:
     return None if training is None else _Counted(training, validation)
 
 
-def _known(resources: Resources, planned: Plan) -> tuple[Device | None, float | None]:
-    """The largest device that a living trainer has, and how many tokens a second earlier jobs of this kind learned."""
-    method = planned.spec.method
+def _largest_device(resources: Resources) -> Device | None:
+    """That a living trainer has."""
     with resources.database.session() as session:
         said = [trainer.details.get("device") for trainer in presences.alive(session, "trainer")]
-        is_dpo = planned.spec.dpo is not None
-        precision = method.base_precision
-        paces = jobs.paces(session, planned.spec.base_model, method.type, precision, is_dpo=is_dpo, newest=NEWEST)
     devices = [Device.model_validate(device) for device in said if device]
-    largest = max(devices, key=lambda device: device.memory_bytes, default=None)
-    return largest, statistics.median(paces) if paces else None
+    return max(devices, key=lambda device: device.memory_bytes, default=None)
+
+
+def _pace(resources: Resources, spec: TrainSpec) -> float | None:
+    """How many tokens a second earlier jobs of this kind learned."""
+    with resources.database.session() as session:
+        paces = jobs.paces(session, spec, newest=NEWEST)
+    return statistics.median(paces) if paces else None

@@ -1,7 +1,7 @@
 """From a job request to what will run: the files it names, every "auto" made a number, rows too long found."""
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import select
@@ -13,6 +13,7 @@ from core.records import adapters, datasets
 from core.records.accounts import Account
 from core.records.tables import File, Presence
 from core.specs.dataset import misfit
+from core.specs.estimate import Estimate
 from core.specs.training import TrainingRequest, TrainSpec, resolve
 
 SHORTEST_ROW = 2  # a token, and one to learn
@@ -26,6 +27,14 @@ class Plan:
     spec: TrainSpec
     training_file: File
     validation_file: File | None
+    may_keep_less: bool = False  # whether the estimate says what is kept for backward, as far as the job left it open
+
+    def settled(self, found: Estimate | None) -> "Plan":
+        """With what the estimate chose."""
+        if found is None or not self.may_keep_less:
+            return self
+        chosen = {name: getattr(found, name) for name in ("activation_checkpointing", "activation_offload")}
+        return replace(self, spec=self.spec.model_copy(update=chosen))
 
 
 def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
@@ -41,12 +50,13 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
         resources, account, asked.validation_file, "validation_file", is_dpo=dpo is not None
     )
     init_sha256 = method.starts_from and _start(resources, account, asked.model, method.starts_from)
+    training = asked.training or TrainingRequest()
     spec = resolve(
         base_model=asked.model,
         context=context_of(resources, asked.model),
         method=method,
         hyperparameters=hyperparameters,
-        training=asked.training or TrainingRequest(),
+        training=training,
         seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
         n_examples=(training_file.validation or {}).get("n_examples", 1),
         dpo=dpo,
@@ -56,7 +66,7 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
     if source:
         spec = spec.model_copy(update={"continue_from": source.name, "continue_from_sha256": source.sha256})
     spec = spec.model_copy(update={"init_adapter_sha256": init_sha256})
-    return Plan(spec, training_file, validation_file or None)
+    return Plan(spec, training_file, validation_file or None, training.activation_checkpointing is not False)
 
 
 def must_have_room(spec: TrainSpec) -> None:

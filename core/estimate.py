@@ -7,7 +7,8 @@ adapter        trainable parameters * (4 weight + 4 gradient + moments) bytes, a
 activations    what backward needs: N * L * H * e, N * (sum of all sites' outputs) * e, N * (inputs of the adapted
                sites) * e, 4 * N * (sum of ranks), and of attention (sum over rows of T^2) * L * heads * 4, each times
                a constant; a constant is 0 where that part is not kept. Of a base in 4 bits the weights as its layers
-               multiplied by them, (linear weights) * e
+               multiplied by them, (linear weights) * e. With checkpointing N * L * H * e, each layer's input, and one
+               layer's share, 1 / L, of all these parts; where the inputs wait in host memory 1 / L of them too
 loss head      min(CHUNK, n) * V * 4 bytes, times a constant
 process        interpreter, libraries, allocator: a constant of the device
 loading        what opening the base takes beyond all that, if it does: its file (2 bytes a parameter) and its weights
@@ -79,6 +80,8 @@ def estimate(
         seconds_range=(round(seconds / spread, 1), round(seconds * spread, 1)),
         seconds_basis=basis,
         memory=memory,
+        activation_checkpointing=spec.activation_checkpointing,
+        activation_offload=spec.activation_offload,
         memory_range=(least, most),
         adapter_bytes=adapter_bytes(shape, spec),
         trainable_parameters=trained_parameters(shape, spec.method),
@@ -100,11 +103,10 @@ def memory_range(total: int) -> tuple[int, int]:
 def memory_of(shape: BaseShape, spec: TrainSpec, amount: Amount, constants: Constants) -> Memory:
     """Bytes at the peak, as this module's head says. Raises ValueError as estimate does."""
     values = parts(shape, spec, amount)
-    activations = sum(getattr(constants, name) * values[name] for name in KEPT)
     terms = {
         "base_weights": round(values["base"]),
         "adapter": round(constants.adapter * values["adapter"]),
-        "activations": round(activations),
+        "activations": round(_activations(shape, spec, values, constants)),
         "loss_head": round(constants.head * values["head"]),
         "process": round(constants.process),
     }
@@ -114,6 +116,16 @@ def memory_of(shape: BaseShape, spec: TrainSpec, amount: Amount, constants: Cons
 
 
 KEPT = ("hidden", "outputs", "inputs", "ranks", "scores", "dense")
+
+
+def _activations(shape: BaseShape, spec: TrainSpec, values: Mapping[str, float], constants: Constants) -> float:
+    """Bytes that backward needs. values: of parts()."""
+    kept: float = sum(getattr(constants, name) * values[name] for name in KEPT)
+    if not spec.activation_checkpointing:
+        return kept
+    # The layers' inputs are in the formula once, whatever share of them a run without checkpointing was found to keep.
+    inputs = values["hidden"] / (shape.layers if spec.activation_offload else 1)
+    return inputs + kept / shape.layers
 
 
 def parts(shape: BaseShape, spec: TrainSpec, amount: Amount) -> dict[str, float]:
@@ -157,12 +169,14 @@ def operations(shape: BaseShape, spec: TrainSpec, tokens: int, learned: int) -> 
     """Floating-point operations of so many tokens, forward and backward.
 
     A frozen weight costs 2 forward and 2 for the gradient of its input, a trained one 2 more for its own; the head is
-    paid for learned tokens alone. Of pairs, what the answers are held to reads them too: 2 more.
+    paid for learned tokens alone. Of pairs, what the answers are held to reads them too: 2 more. Checkpointing goes
+    forward through the layers once more, and not through the head: 2 more for each of their weights.
     """
     trained = sum((site.width_in + site.width_out) * rank for site, rank in worn_sites(shape, spec.method))
-    frozen = 6.0 if spec.dpo else 4.0
+    frozen, again = 6.0 if spec.dpo else 4.0, 2.0 if spec.activation_checkpointing else 0.0
     head = frozen * learned * shape.vocabulary * shape.hidden
-    return spec.method.members * (tokens * (frozen * shape.linear_parameters + 6.0 * trained) + head)
+    layers = (frozen + again) * shape.linear_parameters + (6.0 + again) * trained
+    return spec.method.members * (tokens * layers + head)
 
 
 def _training_s(
@@ -174,15 +188,18 @@ def _training_s(
     seen = amount.validation_tokens * validations
     if tokens_per_s:
         # A validation goes forward alone, which is about a third of a training step; of pairs, two readings of three.
-        return amount.tokens * spec.n_epochs / tokens_per_s, seen * (2 if spec.dpo else 1) / 3 / tokens_per_s
+        # With checkpointing a step is that third longer.
+        share = (2 if spec.dpo else 1) / (4 if spec.activation_checkpointing else 3)
+        return amount.tokens * spec.n_epochs / tokens_per_s, seen * share / tokens_per_s
     done = operations(shape, spec, amount.tokens, amount.learned_tokens) * spec.n_epochs
-    validated = operations(shape, spec, seen, 0) * (2 / 3 if spec.dpo else 1 / 2)
+    once = spec.model_copy(update={"activation_checkpointing": False})
+    validated = operations(shape, once, seen, 0) * (2 / 3 if spec.dpo else 1 / 2)
     return done / known.operations_per_s, validated / known.operations_per_s
 
 
 def advice(shape: BaseShape, spec: TrainSpec, amount: Amount, device: Device, known: Constants) -> Iterator[Advice]:
     """Of each knob the least turn that alone makes the run fit; of a knob that cannot do it, nothing."""
-    for knob in (_no_search, _fewer_tokens, _shorter_rows, _lower_rank, _four_bits):
+    for knob in (_layers_again, _no_search, _fewer_tokens, _shorter_rows, _lower_rank, _four_bits):
         for param, value, turned, left in knob(spec, amount):
             needed = memory_of(shape, turned, left, known).total
             if needed <= device.memory_bytes:
@@ -191,6 +208,12 @@ def advice(shape: BaseShape, spec: TrainSpec, amount: Amount, device: Device, kn
 
 
 Turn = tuple[str, Any, TrainSpec, Amount]
+
+
+def _layers_again(spec: TrainSpec, amount: Amount) -> Iterator[Turn]:
+    if not spec.activation_checkpointing:
+        param = "training.activation_checkpointing"
+        yield param, True, spec.model_copy(update={"activation_checkpointing": True}), amount
 
 
 def _no_search(spec: TrainSpec, amount: Amount) -> Iterator[Turn]:

@@ -18,6 +18,7 @@ from core.embedding import embedded
 from core.fitting import Shape, check
 from core.frugal import make_frugal
 from core.linear import OUTSIDE, Flight, Head, RoutedLinear, Switchboard, flight_of
+from core.offload import run_again_from_host
 from core.ops import choice
 from core.ops.pool import RankPool
 from core.routing import Routing, resident
@@ -73,10 +74,11 @@ class Rows:
 class RoutedModel(nn.Module):
     """A Hugging Face model, frozen, whose linear layers ask the batch in flight what to add."""
 
-    def __init__(self, base: PreTrainedModel, *, checkpointing: bool = False) -> None:
+    def __init__(self, base: PreTrainedModel, *, checkpointing: bool = False, offload: bool = False) -> None:
         """Freeze base, and from here on call it only through this.
 
-        checkpointing: keep no activations of a layer but its input, and run the layer again in backward.
+        checkpointing: keep no activations of a layer but its input, and run the layer again in backward. offload: and
+        have the inputs wait in host memory.
 
         Raises:
             ValueError: base is of a family whose laws are not tested.
@@ -100,7 +102,7 @@ class RoutedModel(nn.Module):
         self.pool = RankPool(device=self.device, dtype=self.dtype, is_for_kernels=kernels)
         self.packed_head: Tensor | None = None
         if checkpointing:
-            self._checkpoint()
+            self._checkpoint(offload=offload)
 
     def _route(self) -> dict[str, RoutedLinear]:
         sites = {name: RoutedLinear(name, module, self._board) for name, module in linears_of(self.base).items()}
@@ -120,12 +122,14 @@ class RoutedModel(nn.Module):
             (cache[0], cache[2], cache[4]),
         )
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, *, offload: bool) -> None:
         self.base.activation_checkpointing_enable({"use_reentrant": False})
         for module in self.base.modules():
             # The library checkpoints only layers in training mode; their children, dropout among them, stay out of it.
             if isinstance(module, GradientCheckpointingLayer):
                 module.training = True
+                if offload:
+                    module._gradient_checkpointing_func = run_again_from_host  # type: ignore[assignment]  # noqa: SLF001
 
     @property
     def device(self) -> torch.device:

@@ -33,7 +33,7 @@ from worker import due, failpoints
 from worker.beginning import RateSearch, new_run, rate_kept
 from worker.export import details_of, export
 from worker.judging import Judge
-from worker.meters import Pace, Ranks, memory_bytes, metrics_of, shortage_report, step_report
+from worker.meters import Pace, Ranks, memory_bytes, metrics_of, shortage_report, step_report, unheeded_reports
 from worker.opened import Opened
 from worker.reading import corpus_of
 from worker.reasons import Diverged, Drained
@@ -142,9 +142,8 @@ class Attempt:
             message = f"{damage.path.name}: {damage.reason}; going on from step {reached}"
             self.say(WarningReport(code="checkpoint_corrupt", message=message, step=reached))
         if found is None:
-            if (used := self.run.optimizer_in_force) != self.spec.optimizer:
-                message = f"{self.spec.optimizer} has nothing to page on a CPU: {used} takes the same steps"
-                self.say(WarningReport(code="optimizer_unpaged", message=message, step=0))
+            for unheeded in unheeded_reports(self.run, self.model):
+                self.say(unheeded)
             return True
         self._load(found)
         if found.facts["has_adapter"]:

@@ -2,11 +2,14 @@
 
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from core.methods import Method
+from core.model import RoutedModel
+from core.run import Run
 from core.specs.assignment import StepReport, WarningReport
 from core.trainer import Cramped, Step
 
@@ -55,6 +58,16 @@ def shortage_report(cramped: Cramped) -> WarningReport:
     message = f"Memory was not enough; going on with {cramped.tokens_per_batch} tokens at a time"
     fewer = cramped.tokens_per_batch
     return WarningReport(code="out_of_memory", message=message, step=cramped.number, tokens_per_batch=fewer)
+
+
+def unheeded_reports(run: Run, model: RoutedModel) -> Iterator[WarningReport]:
+    """What of a run's spec is not done on this machine, and changes nothing that it learns."""
+    if (used := run.optimizer_in_force) != run.spec.optimizer:
+        message = f"{run.spec.optimizer} has nothing to page on a CPU: {used} takes the same steps"
+        yield WarningReport(code="optimizer_unpaged", message=message, step=0)
+    if run.spec.activation_checkpointing and not model.checkpointing:
+        message = "the base model is divided over several devices, so that all activations are kept"
+        yield WarningReport(code="activations_kept", message=message, step=0)
 
 
 class Pace:

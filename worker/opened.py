@@ -25,11 +25,18 @@ class Opened:
 
     @classmethod
     def of(cls, assignment: Assignment, settings: Settings) -> "Opened":
-        """What the first job asks for, which is what all its company do. Raises UnusableBaseModel."""
+        """What the first job asks for, which is what all its company do. Raises UnusableBaseModel.
+
+        No layer of a base that is to be divided is run again: its processes would gather layers in different orders.
+        """
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        base = base_of(assignment, settings)
-        model = RoutedModel(base.model)
+        base, spec = base_of(assignment, settings), assignment.spec
+        model = RoutedModel(
+            base.model,
+            checkpointing=spec.activation_checkpointing and not settings.divide_base,
+            offload=spec.activation_offload and base.device.type == "cuda",
+        )
         return cls(base, model, with_reading(base.facts, model))
 
     @classmethod

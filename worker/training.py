@@ -114,7 +114,9 @@ class Attempt:
     def kin(self) -> jobs.Kin:
         """Who may train beside it."""
         spec = self.assignment.spec
-        return jobs.Kin(spec.base_model, spec.method.base_precision)
+        return jobs.Kin(
+            spec.base_model, spec.method.base_precision, spec.activation_checkpointing, spec.activation_offload
+        )
 
     @property
     def verdict(self) -> Verdict:

@@ -56,8 +56,8 @@ def _field(name: str, rules: Mapping[str, Any], known: Mapping[str, Any]) -> Fie
     has_auto = any(option.get("const") == "auto" or option.get("enum") == ["auto"] for option in options)
     plain = [option for option in options if option.get("type") != "null" and "const" not in option]
     rule = plain[0] if len(plain) == 1 else {}
-    if "enum" in rule:
-        choices = (*(["auto"] if has_auto else []), *rule["enum"])
+    if "enum" in rule or (has_auto and rule.get("type") == "boolean"):
+        choices = (*(["auto"] if has_auto else []), *rule.get("enum", ("true", "false")))
         return Field(name, "choice", default, said, choices=tuple(choices), may_be_auto=has_auto)
     match rule.get("type"):
         case "boolean":

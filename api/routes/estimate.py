@@ -21,4 +21,4 @@ async def estimate(body: JobRequest, account: AccountDep, resources: ResourcesDe
     if found is None:
         raise errors.overloaded("No engine of this base model can count the files' tokens now: try again.")
     about = {"object": "fine_tuning.estimate", "model": planned.spec.base_model}
-    return about | found.model_dump(mode="json") | shapes.resolved(planned.spec)
+    return about | found.model_dump(mode="json") | shapes.resolved(planned.settled(found).spec)

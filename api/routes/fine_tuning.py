@@ -40,7 +40,7 @@ async def create(request: Request, body: JobRequest, account: AccountDep, resour
         foretold = await estimated(resources, planned)
         if foretold is not None:
             must_fit(foretold)
-        job = await run_sync(_create, resources, account, body, (planned, foretold), write)
+        job = await run_sync(_create, resources, account, body, (planned.settled(foretold), foretold), write)
         if isinstance(job, dict):
             return JSONResponse(job, background=BackgroundTask(ring, resources, job["id"]))
         answered = job

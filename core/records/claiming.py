@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, false, func, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -12,6 +12,7 @@ from core.records.database import Database, now_s
 from core.records.events import Event, append
 from core.records.leases import POISON_DEATHS, Claim
 from core.records.tables import Job
+from core.specs.training import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Kin:
 
     base_model: str
     base_precision: str
+    activation_checkpointing: bool = False
+    activation_offload: bool = False
 
 
 def claim(db: Database, *, owner: str, lease_s: float, job_id: str | None = None) -> Claim | None:
@@ -75,11 +78,21 @@ def _may_join(kin: Kin) -> ColumnElement[bool]:
         and_(Job.state == "queued", Job.barren_deaths > 0), and_(Job.state == "running", Job.progress_at.is_(None))
     )
     precision = Job.spec["method"]["base_precision"].as_string()
-    is_kin = and_(Job.base_model == kin.base_model, func.coalesce(precision, "bf16") == kin.base_precision)
+    is_of_base = and_(Job.base_model == kin.base_model, func.coalesce(precision, "bf16") == kin.base_precision)
     # Whoever still searches a learning rate is several runs, and finds the same each time only if it is alone.
     is_to_search = Job.spec["rate_search"]["judged_rows"].as_integer().is_not(None)
     is_searching = and_(is_to_search, Job.spec["rate_search"]["found"]["rate"].as_float().is_(None))
-    return and_(is_kin, Job.attempt + 1 < Job.max_attempts, ~has_died_barren, ~is_searching)
+    return and_(is_of_base, keeps_alike(kin), Job.attempt + 1 < Job.max_attempts, ~has_died_barren, ~is_searching)
+
+
+def keeps_alike(other: Kin | TrainSpec) -> ColumnElement[bool]:
+    """Whether a job keeps as much for backward: a model that runs its layers again does so for all its rows."""
+    return and_(
+        *(
+            func.coalesce(Job.spec[name].as_boolean(), false()) == getattr(other, name)
+            for name in ("activation_checkpointing", "activation_offload")
+        )
+    )
 
 
 def _taking(*which: ColumnElement[bool], owner: str, lease_s: float) -> ReturningUpdate[str, int, int, int, int]:

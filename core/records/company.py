@@ -42,9 +42,14 @@ def _stays(session: Session, job: Job) -> list[tuple[str, float, float]]:
     return [stay for stay in stays if stay[0]]
 
 
+def _model_of(job: Job) -> tuple[object, ...]:
+    """What of a model in memory, beside its base, is one for all its jobs."""
+    keeps = (bool(job.spec.get(name)) for name in ("activation_checkpointing", "activation_offload"))
+    return (job.spec.get("method", {}).get("base_precision"), *keeps)
+
+
 def _met(one: Job, other: Job, stays: dict[str, list[tuple[str, float, float]]]) -> bool:
-    precisions = {job.spec.get("method", {}).get("base_precision") for job in (one, other)}
-    if one.base_model != other.base_model or len(precisions) > 1:
+    if one.base_model != other.base_model or _model_of(one) != _model_of(other):
         return False
     return any(
         mine == its and began_at < its_end and its_beginning < ended_at

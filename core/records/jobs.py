@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.records import audit, datasets
-from core.records.claiming import Kin, claim, claim_kin
+from core.records.claiming import Kin, claim, claim_kin, keeps_alike
 from core.records.database import Database, clock
 from core.records.events import Event, append
 from core.records.finishing import record_checkpoint, succeed
@@ -227,16 +227,19 @@ def checkpoints(
     return page(session, usable, [Checkpoint.step, Checkpoint.id], after=after, limit=limit)
 
 
-def paces(session: Session, base_model: str, method: str, precision: str, *, is_dpo: bool, newest: int) -> list[float]:
+def paces(session: Session, spec: TrainSpec, *, newest: int) -> list[float]:
     """Tokens a second of the newest jobs of this base, method and precision, whoever's: it is a machine's figure.
 
-    is_dpo: of jobs that learn from pairs, each of whose tokens is read twice, or of none of them.
+    Only of jobs that read each token as often: of pairs if it learns from pairs, and with checkpointing alike.
     """
-    done = select(Job.measured).where(Job.base_model == base_model, Job.state == "succeeded", Job.measured.is_not(None))
-    of_kind = done.where(
-        Job.spec["method"]["type"].as_string() == method,
-        Job.spec["method"]["base_precision"].as_string() == precision,
-        Job.spec["dpo"]["beta"].as_float().is_not(None) if is_dpo else Job.spec["dpo"]["beta"].as_float().is_(None),
+    is_done = (Job.base_model == spec.base_model, Job.state == "succeeded", Job.measured.is_not(None))
+    beta = Job.spec["dpo"]["beta"].as_float()
+    of_kind = select(Job.measured).where(
+        *is_done,
+        Job.spec["method"]["type"].as_string() == spec.method.type,
+        Job.spec["method"]["base_precision"].as_string() == spec.method.base_precision,
+        beta.is_not(None) if spec.dpo else beta.is_(None),
+        keeps_alike(spec),
     )
     found = session.scalars(of_kind.order_by(Job.finished_at.desc()).limit(newest))
     return [float(said["tokens_per_s"]) for said in found if said and said.get("tokens_per_s")]

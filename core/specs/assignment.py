@@ -29,7 +29,7 @@ class BaseModelEntry(Spec):
 
 
 class Assignment(Spec):
-    """One attempt at one job. All of one child's ask for the same base model in the same precision."""
+    """One attempt at one job. All of one child's ask for the same base model, precision and checkpointing."""
 
     kind: Literal["assignment"] = "assignment"
     job_id: str
@@ -164,7 +164,7 @@ class FinishedReport(Spec):
 class WarningReport(Spec):
     """All is not as asked, and the run goes on.
 
-    code: checkpoint_corrupt, step_skipped, rolled_back, out_of_memory or optimizer_unpaged.
+    code: checkpoint_corrupt, step_skipped, rolled_back, out_of_memory, optimizer_unpaged or activations_kept.
     """
 
     kind: Literal["warning"] = "warning"

@@ -120,6 +120,8 @@ class Estimate(Spec):
     seconds_range: tuple[float, float]
     seconds_basis: Basis = Field(description="The pace of earlier jobs on this base, or a default's.")
     memory: Memory
+    activation_checkpointing: bool = Field(False, description="Whether that is of a run that runs its layers again.")
+    activation_offload: bool = Field(False, description="And whose layers' inputs wait in host memory meanwhile.")
     memory_range: tuple[int, int] | None = Field(
         None, description="Between which the peak lies, as errors measured say."
     )

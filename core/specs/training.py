@@ -99,6 +99,9 @@ class TrainingRequest(Spec):
         "auto", description="Tokens of the longest row; 'auto' is the base model's context."
     )
     tokens_per_batch: Auto | int = Field("auto", description="Tokens of one forward; a step's rows are split to fit.")
+    activation_checkpointing: Auto | bool = Field(
+        "auto", description="Keep a layer's input alone and run it again in backward; 'auto' does where memory asks."
+    )
     train_on: Literal["assistant", "last"] = Field(
         "assistant", description="Loss on every assistant turn, or the last."
     )
@@ -140,6 +143,8 @@ class TrainSpec(Spec):
     neftune_alpha: float | None = None
     max_seq_length: int
     tokens_per_batch: int
+    activation_checkpointing: bool = Field(False, description="Whether backward runs each layer again from its input.")
+    activation_offload: bool = Field(False, description="Whether these inputs wait in host memory. Of a GPU.")
     train_on: Literal["assistant", "last"]
     eval_steps: int | None = Field(description="None validates once an epoch.")
     n_checkpoints: int
@@ -185,6 +190,8 @@ def resolve(
 ) -> TrainSpec:
     """Every "auto" made a number. A pure function of its arguments, so that the API can echo what the trainer will do.
 
+    Of activation_checkpointing "auto" is off here: an estimate may turn it on (core/frugality.py).
+
     context: tokens the base model can attend to, of which a prefix takes its own. n_examples: of the training file.
     """
     batch, epochs = _passes(hyperparameters, n_examples)
@@ -212,6 +219,7 @@ def resolve(
         warmup_ratio=warmup,
         max_seq_length=length,
         tokens_per_batch=2048 if training.tokens_per_batch == "auto" else training.tokens_per_batch,
+        activation_checkpointing=training.activation_checkpointing is True,
         eval_steps=None if training.eval_steps == "auto" else training.eval_steps,
         seed=seed,
         dpo=dpo,

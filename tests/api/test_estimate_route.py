@@ -82,25 +82,61 @@ def test_a_job_keeps_its_estimate(service):
 
 
 def test_a_job_that_cannot_fit_is_refused_with_the_knob_that_makes_it_fit(service, counting):
-    least, _ = ask(service).json()["memory_range"]
+    kept = {"activation_checkpointing": False}
+    least, _ = ask(service, training=kept).json()["memory_range"]
     trainer_with(service, least - 1)
     file = service.upload().json()["id"]
-    error = error_of(service.job(training_file=file))
-    assert (error["code"], error["param"]) == ("does_not_fit", "training.tokens_per_batch")
-    [turn, *_] = error["details"]
+    error = error_of(service.job(training_file=file, training=kept))
+    assert (error["code"], error["param"]) == ("does_not_fit", "training.activation_checkpointing")
+    assert "set training.activation_checkpointing to true or training.tokens_per_batch to" in error["message"]
+    again, turn, *_ = error["details"]
+    assert (again["value"], turn["param"]) == (True, "training.tokens_per_batch")
     assert f"training.tokens_per_batch to {turn['value']}" in error["message"]
-    told = ask(service, training_file=file).json()
-    assert (told["fits"], told["advice"][0]["value"]) == (False, turn["value"])
+    told = ask(service, training_file=file, training=kept).json()
+    assert (told["fits"], [one["value"] for one in told["advice"][:2]]) == (False, [True, turn["value"]])
     assert service.http.get("/v1/fine_tuning/jobs").json()["data"] == []
     # With a byte more nobody knows: it is taken, and told.
     trainer_with(service, least)
-    told = ask(service, training_file=file).json()
-    assert (told["fits"], told["advice"][0]["param"]) == (True, "training.tokens_per_batch")
+    told = ask(service, training_file=file, training=kept).json()
+    assert (told["fits"], told["advice"][0]["param"]) == (True, "training.activation_checkpointing")
     assert "within the error" in told["warning"]
     trainer_with(service, least - 1)
-    # What it advises is taken, once the engine counts the smaller micro-batch.
+    # What it advises is taken: the one as it stands, the other once the engine counts the smaller micro-batch.
+    assert service.job(training_file=file, training={"activation_checkpointing": True}).status_code == 200
     counting.measured = MEASURED | {"largest": MEASURED["largest"] | {"tokens": turn["value"], "squares": 200_000}}
-    assert service.job(training_file=file, training={"tokens_per_batch": turn["value"]}).status_code == 200
+    asked = kept | {"tokens_per_batch": turn["value"]}
+    assert service.job(training_file=file, training=asked).status_code == 200
+
+
+@pytest.mark.usefixtures("counting")
+def test_auto_runs_layers_again_where_the_device_asks_for_it_and_says_so(service):
+    total = ask(service).json()["memory"]["total"]
+    trainer_with(service, total)
+    told, job = ask(service).json(), service.job().json()
+    for said in (told, told["training"], job["training"], job["estimate"]):
+        assert (said["activation_checkpointing"], said["activation_offload"]) == (False, False)
+    trainer_with(service, total - 1)
+    told, job = ask(service).json(), service.job().json()
+    for said in (told, told["training"], job["training"], job["estimate"]):
+        assert (said["activation_checkpointing"], said["activation_offload"]) == (True, False)
+    assert told["memory"]["total"] < total
+    [spec] = {str(service.http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["training"])}
+    assert spec == str(job["training"])
+    # Whoever says false is believed.
+    kept = service.job(training={"activation_checkpointing": False}).json()
+    assert kept["training"]["activation_checkpointing"] is False
+
+
+@pytest.mark.usefixtures("counting")
+def test_a_gpu_too_small_even_so_has_the_inputs_wait_in_host_memory(service):
+    total = ask(service, training={"activation_checkpointing": True}).json()["memory"]["total"]
+    details = {"device": {"kind": "cuda", "memory_bytes": total // 8}}
+    presences.beat(service.database, "trainer-1", role="trainer", is_ready=True, details=details)
+    for asked, expected in (("auto", True), (True, True), (False, False)):
+        said = ask(service, training={"activation_checkpointing": asked}).json()["training"]
+        assert (said["activation_checkpointing"], said["activation_offload"]) == (expected, expected)
+    error = error_of(ask(service, training={"activation_offload": True}), 400)
+    assert "activation_offload" in error["param"]
 
 
 @pytest.mark.usefixtures("counting")

@@ -77,6 +77,8 @@ def test_a_job_is_made_with_every_value_in_force(service):
             "neftune_alpha": None,
             "max_seq_length": 2048,
             "tokens_per_batch": 2048,
+            "activation_checkpointing": False,
+            "activation_offload": False,
             "train_on": "assistant",
             "eval_steps": None,
             "n_checkpoints": 3,

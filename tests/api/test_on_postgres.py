@@ -4,9 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from serving import BASE, running
+from sqlalchemy import select
 
 from core.blobs import open_store
 from core.records import jobs
+from core.records.tables import Job
+from core.specs.training import DPO, TrainSpec
 
 
 @pytest.fixture
@@ -68,7 +71,12 @@ def test_the_pace_of_a_kind_of_job_is_that_of_its_own_kind(service):
         told = {"peft_type": "LORA", "details": {}, "step": 1, "trained_tokens": 1, "measured": took}
         jobs.succeed(service.database, held, adapter=blob, **told)
     with service.database.session() as session:
-        assert jobs.paces(session, BASE, "lora", "bf16", is_dpo=False, newest=9) == [300.0, 100.0]
-        assert jobs.paces(session, BASE, "lora", "bf16", is_dpo=False, newest=1) == [300.0]
-        assert jobs.paces(session, BASE, "lora", "nf4", is_dpo=False, newest=9) == []
-        assert jobs.paces(session, BASE, "lora", "bf16", is_dpo=True, newest=9) == []
+        lora = TrainSpec.model_validate(session.scalars(select(Job.spec).order_by(Job.created_at)).first())
+        assert jobs.paces(session, lora, newest=9) == [300.0, 100.0]
+        assert jobs.paces(session, lora, newest=1) == [300.0]
+        for other in (
+            {"method": lora.method.model_copy(update={"base_precision": "nf4"})},
+            {"dpo": DPO()},
+            {"activation_checkpointing": True},
+        ):
+            assert jobs.paces(session, lora.model_copy(update=other), newest=9) == []

@@ -138,7 +138,9 @@ def test_a_run_that_does_not_fit_is_told_which_knob_alone_makes_it_fit():
     device = Device(memory_bytes=memory_range(whole.total)[0] - 1)
     found = estimate(SMOL, spec_of(), AMOUNT, device)
     assert found.fits is False
-    [tokens, *_] = found.advice
+    again, tokens, *_ = found.advice
+    assert (again.param, again.value) == ("training.activation_checkpointing", True)
+    assert estimate(SMOL, spec_of(activation_checkpointing=True), AMOUNT, device).fits is True
     assert tokens.param == "training.tokens_per_batch"
     assert FEWEST_TOKENS <= tokens.value < LARGEST.tokens
     assert all(advised.memory_bytes <= device.memory_bytes for advised in found.advice)

@@ -16,6 +16,7 @@
     if (text === "" || text === input.dataset.default) return undefined;
     if (kind === "number") return Number.isFinite(Number(text)) ? Number(text) : text;
     if (kind === "list") return text === "all-linear" ? text : text.split(",").map((part) => part.trim()).filter(Boolean);
+    if (kind === "choice" && ["true", "false"].includes(text)) return text === "true";
     if (kind !== "json") return text;
     try {
       return JSON.parse(text);

@@ -59,6 +59,26 @@ def test_a_row_from_before_there_was_a_choice_of_precision_is_of_16_bits(machine
     assert joining(machine) == job_id
 
 
+def test_who_runs_its_layers_again_joins_only_those_who_do_so_too(machine, queue, spec):
+    """One model serves a whole company, and it is checkpointed for all of its rows or for none."""
+    kins = [Kin("tiny", "bf16", again, away) for again, away in ((False, False), (True, False), (True, True))]
+    for mine in kins:
+        (job_id,) = queue((LoraSpec(), {}))
+        keeps = {name: getattr(mine, name) for name in ("activation_checkpointing", "activation_offload")}
+        machine.set(job_id, spec=spec.model_copy(update=keeps).model_dump(mode="json"))
+        assert [joining(machine, other) for other in kins if other != mine] == [None, None]
+        assert joining(machine, mine) == job_id
+
+
+def test_a_row_from_before_there_was_checkpointing_has_none(machine, queue, spec):
+    (job_id,) = queue((LoraSpec(), {}))
+    values = spec.model_dump(mode="json")
+    del values["activation_checkpointing"], values["activation_offload"]
+    machine.set(job_id, spec=values)
+    assert joining(machine, Kin("tiny", "bf16", activation_checkpointing=True)) is None
+    assert joining(machine) == job_id
+
+
 def test_nobody_goes_before_an_older_job_that_cannot_join(machine, queue):
     """Or a crew that is joined again and again would never make room for it."""
     older, younger = queue((QLoraSpec(), {}), (LoraSpec(), {}))
