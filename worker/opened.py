@@ -12,6 +12,7 @@ from core.reading import with_reading
 from core.settings import Settings
 from core.specs.assignment import Assignment
 from core.team import Team
+from worker.allocator import give_back_large_blocks
 from worker.reading import base_of
 
 
@@ -32,6 +33,8 @@ class Opened:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         base, spec = base_of(assignment, settings), assignment.spec
+        if spec.activation_checkpointing and base.device.type == "cpu":
+            give_back_large_blocks()
         model = RoutedModel(
             base.model,
             checkpointing=spec.activation_checkpointing and not settings.divide_base,

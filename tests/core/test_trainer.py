@@ -6,9 +6,10 @@ import pytest
 import torch
 from token_rows import new_run, random_corpus
 
-from core import trainer
 from core.effects import LowRank
 from core.methods import Lora
+from core.model import RoutedModel, Rows
+from core.routing import Routing
 from core.trainer import Failed, Skipped, Step, evaluate, train
 
 
@@ -33,8 +34,8 @@ def mean_loss(model, run, places):
     total, count = 0.0, 0
     for place in places:
         row = run.corpus[place]
-        with model.wearing(trainer.Routing.of_rows([run.method.effect()])):
-            logits = model.logits(model(trainer.Rows.of([torch.from_numpy(row.ids)])))
+        with model.wearing(Routing.of_rows([run.method.effect()])):
+            logits = model.logits(model(Rows.of([torch.from_numpy(row.ids)])))
         learned = torch.from_numpy(row.learned).nonzero()[:, 0]
         losses = torch.nn.functional.cross_entropy(
             logits[learned - 1], torch.from_numpy(row.ids).long()[learned], reduction="sum"
@@ -229,7 +230,7 @@ def test_the_base_keeps_its_bytes_and_gets_no_gradient(llama):
 
 
 def test_training_lowers_the_loss_on_a_bf16_base_with_fp32_masters(new_base):
-    model = trainer.RoutedModel(new_base("llama", torch.bfloat16))
+    model = RoutedModel(new_base("llama", torch.bfloat16))
     run = new_run(model, n_epochs=20, rows=6)
     (events,) = trained(model, run)
     assert events[-1].loss < 0.5 * events[0].loss

@@ -56,7 +56,7 @@ def spec(steps=5, step_s=0.001, **changes):
     return TrainSpec.model_validate({**defaults, **changes})
 
 
-def wait_until(holds, within=60.0, what="it"):
+def wait_until(holds, within=120.0, what="it"):
     """The first true answer. Waits on a state, however fast or slow the machine is."""
     deadline = time.monotonic() + within
     while not (answer := holds()):
@@ -149,13 +149,13 @@ class JobBench:
             file = session.get_one(File, self.job(job_id).result_file_id)
         return file, b"".join(self.blobs.read(file.blob_sha256)).decode()
 
-    def wait_for(self, job_id, *states, within=60.0):
+    def wait_for(self, job_id, *states, within=120.0):
         return wait_until(lambda: (job := self.job(job_id)).state in states and job, within, f"{job_id} in {states}")
 
-    def wait_for_end(self, job_id, within=60.0):
+    def wait_for_end(self, job_id, within=120.0):
         return self.wait_for(job_id, *TERMINAL_STATES, within=within)
 
-    def wait_for_step(self, job_id, step, within=60.0):
+    def wait_for_step(self, job_id, step, within=120.0):
         return wait_until(lambda: self.job(job_id).step >= step, within, f"step {step}")
 
     def expected_adapter(self, steps, seed=0):

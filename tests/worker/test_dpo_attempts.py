@@ -121,7 +121,7 @@ def test_who_goes_on_from_an_adapter_is_held_to_that_adapter_across_a_stop(tmp_p
 def test_held_to_the_bare_base_instead_it_would_not_begin_there(tmp_path, tiny_entry, monkeypatch):
     """The control of the law above."""
     _, first = attempt(make_assignment(tmp_path / "first", tiny_entry))
-    monkeypatch.setattr("worker.attempt.reference_of", lambda *_: None)
+    monkeypatch.setattr("worker.beginning.reference_of", lambda *_: None)
     plain = of_pairs(tmp_path / "second", tiny_entry, method={"lora_dropout": 0.0})
     _, reports = attempt(plain.model_copy(update={"continue_from": first[-1].adapter}))
     assert of_kind(reports, StepReport)[0].train_loss != UNTOLD
