@@ -99,7 +99,7 @@ def virtual(bench: Bench) -> Found:
             "ours": ours({"type": name}, "fp32", bench.options.steps, 4),
             "trl": peer({"type": name} | told, "fp32", bench.options.steps, 4, {"gradient_checkpointing": False}),
         }
-        found[name] = compared(bench.in_turns(arms, 1), "ours")
+        found[name] = compared(bench.in_turns(arms, bench.options.rounds), "ours")
     return found
 
 

@@ -28,13 +28,13 @@ def chromium():
             browser.close()
 
 
-def visitor(browser, service, *, width=1440, height=900, scheme="light", locale="en-US"):
-    """A context of its own, signed in by a code from the terminal. Its page, which keeps what went wrong in .faults."""
+def visitor(browser, home, *, width=1440, height=900, scheme="light", locale="en-US"):
+    """A page in a context of its own, before any sign-in. It keeps what went wrong in .faults."""
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, locale=locale, reduced_motion="reduce"
     )
     page = context.new_page()
-    page.faults = watch(page, service.url)
+    page.faults = watch(page, home)
     return page
 
 

@@ -25,6 +25,6 @@ def sitting(service, key=None):
 
 
 def signed_in(chromium, service, **look):
-    page = visitor(chromium, service, **look)
+    page = visitor(chromium, service.url, **look)
     sign_in(page, service, sessions.offer_code(service.database))
     return page
