@@ -13,9 +13,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.serving_ours import Arm, Found, Plan, serve
+from benchmarks.serving_adapters import MOVED
+from benchmarks.serving_ours import Arm, Found, Plan, digest_of, serve
+from core import peft_files
 from core.effects import Effect, LowRank
+from core.methods import METHODS
 from core.specs.generation import Frame
+from core.specs.method import LoraSpec
 
 RANK, SITES = 4, ("q_proj", "v_proj")
 PAGE_BYTES = 4096
@@ -46,16 +50,34 @@ def arm_of(plan: Plan) -> Arm:
 
 
 def many(plan: Plan) -> Callable[[], Found]:
-    """Rounds of rows by many adapters, more than fit in memory at once."""
-    arm = arm_of(plan)
-    arm.round()
+    """Rounds of rows by many adapters, each round others than before it, from files and more than fit in memory."""
+    arm = Arm(plan)
+    arm.folders = written(plan, arm)
+    rounds = iter(plan["groups"])
+    arm.round([next(rounds)])
 
     def once() -> Found:
-        before = arm.loads
-        found = arm.round()
-        return found | {"loads": arm.loads - before, "rss_mb": rss_mb(), "failed": 0}
+        before, group = arm.loads, next(rounds)
+        found = arm.round([group])  # ends the benchmark if a single row fails
+        worn = {plan["rows"][row]["adapter"] for row in group} - {None}
+        return found | {"loads": arm.loads - before, "distinct": len(worn), "rss_mb": rss_mb()}
 
     return once
+
+
+def written(plan: Plan, arm: Arm) -> dict[str, Path]:
+    """The PEFT folder of every adapter that some row wears, by digest: of the others nobody asks."""
+    spec = LoraSpec(r=RANK, lora_alpha=2 * RANK, target_modules=SITES)
+    folders = {}
+    for number in {row["adapter"] for row in plan["rows"]} - {None}:
+        generator = torch.Generator().manual_seed(number)
+        method = METHODS[spec.type](spec, arm.base.facts, generator=generator)
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * MOVED)
+        folders[digest_of(number)] = Path(plan["registry"]) / f"many-{number}"
+        peft_files.write(method, folders[digest_of(number)], plan["base_model"])
+    return folders
 
 
 def cold(plan: Plan) -> Callable[[], Found]:

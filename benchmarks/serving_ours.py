@@ -67,12 +67,12 @@ class Arm:
         """The serving form."""
         return self.model.resident(read(self.folders[digest]))
 
-    def round(self) -> Found:
-        """Every group of rows to its end, one group after another."""
+    def round(self, groups: Sequence[Sequence[int]] | None = None) -> Found:
+        """Every group of rows to its end, one group after another: the plan's, if none are named."""
         clock, wall = time.process_time(), time.perf_counter()
         done: Found = {"tokens": 0, "steps": 0, "decode_s": 0.0, "decode_tokens": 0}
         ids: dict[int, list[int]] = {}
-        for group in self.plan["groups"]:
+        for group in self.plan["groups"] if groups is None else groups:
             ids |= self.group(group, done)
         done |= {"cpu_s": time.process_time() - clock, "wall_s": time.perf_counter() - wall}
         return done | {"ids": [ids[row] for row in sorted(ids)]}

@@ -10,17 +10,21 @@ LOADS = (0.3, 0.6)  # of what one engine of all methods can do
 
 
 def many(bench: Bench) -> Found:
-    """2,000 registered adapters by Zipf beside sixteen, where 64 fit in memory: rate, loads, what the process holds."""
-    count = 6 * bench.options.width
+    """2,000 registered adapters by Zipf beside sixteen, from files, where 64 fit in memory: rate, loads, memory.
+
+    Each round asks for others than the one before it, so that some are in memory and some are not.
+    """
+    count, turns = 6 * bench.options.width, bench.options.rounds + 1  # the first warms up
     small = 4 * 4 * 30 * (576 + 576 + 576 + 192)  # bytes of one: rank 4 on q and v of 30 layers
+    groups = [list(range(turn * count, (turn + 1) * count)) for turn in range(turns)]
     arms = {}
     for name, adapters in (("two_thousand", 2000), ("sixteen", 16)):
-        rows = [row | {"new": 16} for row in requests(count, adapters, "zipf")]
-        plan = {"arm": "many", "rows": rows, "groups": [list(range(count))], "adapter_bytes": 64 * small}
-        arms[name] = Arm("many", plan)
+        rows = [row | {"new": 16} for row in requests(count * turns, adapters, "zipf")]
+        shared = {"rows": rows, "groups": groups, "registry": str(bench.work / name)}
+        arms[name] = Arm("many", {"arm": "many", "adapter_bytes": 64 * small} | shared)
     found = bench.in_turns(arms)
     rows = [
-        {"arm": name, "round": n + 1, **{k: one[k] for k in ("loads", "failed", "rss_mb")}}
+        {"arm": name, "round": n + 1, **{k: one[k] for k in ("distinct", "loads", "rss_mb")}}
         for name, rounds in found.items()
         for n, one in enumerate(rounds)
     ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import threading
@@ -115,15 +116,35 @@ def house(new_house):
     return new_house()
 
 
-def slowly(house, monkeypatch, *, step_s):
-    """Every step takes a while from here on."""
-    plain = house.engine._forward.outcomes
+@pytest.fixture
+def held(monkeypatch):
+    """held(house): an event without which the engine makes its first step and no other. Set at the test's end."""
+    with contextlib.ExitStack() as stack:
 
-    def slow(work):
-        time.sleep(step_s)
-        return plain(work)
+        def hold(house):
+            plain, going, steps = house.engine._forward.outcomes, threading.Event(), itertools.count()
+            stack.callback(going.set)
 
-    monkeypatch.setattr(house.engine._forward, "outcomes", slow)
+            def step(work):
+                assert next(steps) == 0 or going.wait(60)
+                return plain(work)
+
+            monkeypatch.setattr(house.engine._forward, "outcomes", step)
+            return going
+
+        yield hold
+
+
+def noticed(house, monkeypatch):
+    """An event that is set once the engine has been told that a reader has left."""
+    plain, told = house.engine.cancel, threading.Event()
+
+    def cancel(key):
+        plain(key)
+        told.set()
+
+    monkeypatch.setattr(house.engine, "cancel", cancel)
+    return told
 
 
 def test_frames_arrive_whole_and_end_with_a_reason(house):
@@ -156,23 +177,30 @@ def test_an_adapter_that_is_not_there_is_the_first_frames_error(house):
     assert [f.error and f.error.code for f in frames] == ["adapter_unavailable"]
 
 
-def test_a_reader_that_leaves_takes_its_row_with_it(house, monkeypatch):
-    slowly(house, monkeypatch, step_s=0.02)
+def test_a_reader_that_leaves_takes_its_row_with_it(house, held, monkeypatch):
+    going, has_left = held(house), noticed(house, monkeypatch)
     with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 60})) as answer:
         next(answer.iter_lines())
         assert house.running() == 1
-    house.wait(lambda: house.running() == 0, within_s=1)
-    assert house.engine.tokens < 60
+    assert has_left.wait(20)
+    going.set()
+    house.wait(lambda: house.running() == 0)
+    assert house.engine.tokens < 4
 
 
-def test_a_reader_that_leaves_while_its_row_waits_frees_its_place_in_the_queue(new_house, monkeypatch):
+def test_a_reader_that_leaves_while_its_row_waits_frees_its_place_in_the_queue(new_house, held, monkeypatch):
     house = new_house(rows=1)
-    slowly(house, monkeypatch, step_s=0.02)
-    with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 60})) as first:
-        next(first.iter_lines())
-        with contextlib.suppress(httpx.ReadTimeout), httpx.Client(base_url=house.url, headers=HEADERS) as impatient:
-            impatient.post("/generate", json=body(), timeout=0.2)
-        house.wait(lambda: house.client.get("/status").json()["waiting"] == 0, within_s=1)
+    going, has_left = held(house), noticed(house, monkeypatch)
+    with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 50})) as first:
+        lines = first.iter_lines()
+        next(lines)
+        with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 9})):
+            assert house.client.get("/status").json()["waiting"] == 1
+        assert has_left.wait(20)
+        going.set()
+        list(lines)
+    house.wait(lambda: house.engine.is_idle)
+    assert house.engine.tokens == 50
 
 
 def test_a_reader_that_sleeps_holds_up_nobody(house):
@@ -209,22 +237,22 @@ def test_a_reader_that_takes_nothing_is_given_up(new_kitchen, monkeypatch):
     assert cancelled == [7]
 
 
-def test_a_row_that_waits_shows_signs_of_life_while_the_loop_turns(new_house, monkeypatch):
+def test_a_row_that_waits_shows_signs_of_life_while_the_loop_is_well(new_house, held, monkeypatch):
     monkeypatch.setattr(http_module, "SIGN_OF_LIFE_S", 0.05)
     house = new_house(rows=1)
-    slowly(house, monkeypatch, step_s=0.03)
-    lines = []
+    going = held(house)
     with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 30})) as first:
         next(first.iter_lines())
         with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 1})) as second:
-            lines = list(second.iter_lines())
-    assert lines[0] == ""
-    assert [Frame.model_validate_json(line).seq for line in lines if line] == [0]
+            lines = second.iter_lines()
+            assert next(lines) == ""
+            going.set()
+            assert [Frame.model_validate_json(line).seq for line in lines if line] == [0]
 
 
-def test_a_full_engine_answers_503_with_a_time_to_come_back(new_house, monkeypatch):
+def test_a_full_engine_answers_503_with_a_time_to_come_back(new_house, held):
     house = new_house(rows=1, max_waiting=1)
-    slowly(house, monkeypatch, step_s=0.05)
+    held(house)
     with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 60})) as first:
         next(first.iter_lines())
         with house.client.stream("POST", "/generate", json=body()):
