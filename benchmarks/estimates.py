@@ -31,15 +31,17 @@ from core.base.load import OpenBase, open_base
 from core.base.shape import shape_of
 from core.data.batches import Corpus, largest, order
 from core.data.tokens import TokenRow
-from core.estimate import KEPT, after_probe, memory_of, operations, parts
-from core.measured_constants import CONSTANTS, Constants
+from core.estimate import KEPT, after_probe, memory_of, parts
+from core.measured_constants import CONSTANTS, Constants, Pace
 from core.methods import METHODS
 from core.model import RoutedModel
+from core.pace import WORK, seconds_of, work_of
 from core.reading import with_reading
 from core.settings import EMBEDDED_BASE_MODELS
 from core.specs.estimate import Amount, BaseShape, Largest, ScheduleSpec
 from core.specs.method import MethodSpec
 from core.specs.training import Optimizer, TrainSpec
+from core.speed import with_speed
 from core.trainer import Run, Step, train
 from worker.meters import memory_bytes
 
@@ -187,7 +189,8 @@ def measured(case: Case) -> dict[str, Any]:
         precision=case.precision,
         base_precision="nf4" if is_nf4 else "bf16",
     )
-    shape, model = shape_of(base.model, base.facts), RoutedModel(base.model)
+    shape = with_speed(shape_of(base.model, base.facts), base.device, base.dtype)
+    model = RoutedModel(base.model)
     opened = memory_bytes(base.device)
     corpus = corpus_of(case, spec, shape.vocabulary)
     facts = with_reading(base.facts, model)
@@ -228,8 +231,7 @@ def judged(case: Case, found: dict[str, Any], known: Constants) -> dict[str, Any
     corpus = corpus_of(case, spec, shape.vocabulary)
     probe = after_probe(shape, spec, amount, amount_of(corpus, spec, 2), found["peaks"][1])
     took = sum(found["seconds"][1:])
-    share = sum(found["tokens"][1:]) / amount.tokens
-    foretold = operations(shape, spec, amount.tokens, amount.learned_tokens) * share / known.operations_per_s
+    foretold = seconds_of(_work(case, found), shape, known)
     return {
         "case": case.name,
         "foretold_bytes": memory.total,
@@ -243,25 +245,36 @@ def judged(case: Case, found: dict[str, Any], known: Constants) -> dict[str, Any
     }
 
 
+def _work(case: Case, found: dict[str, Any]) -> dict[str, float]:
+    """Of the steps after the first."""
+    amount = Amount.model_validate(found["amount"])
+    share = sum(found["tokens"][1:]) / amount.tokens
+    work = work_of(BaseShape.model_validate(found["shape"]), spec_of(case), amount)
+    return {name: value * share for name, value in work.items()}
+
+
 def fitted(all_found: Sequence[tuple[Case, dict[str, Any]]], known: Constants) -> Constants:
-    """The constants that make the relative errors' squares least; the head's and the adapter's are fitted too."""
+    """The constants that make the relative errors' squares least, of memory and of time."""
     names = ["process", *KEPT, "head", "adapter"]
-    rows, wanted, paces = [], [], []
+    rows, wanted, paces, works = [], [], [], []
     for case, found in all_found:
         spec, shape = spec_of(case), BaseShape.model_validate(found["shape"])
-        amount = Amount.model_validate(found["amount"])
+        amount, took, work = Amount.model_validate(found["amount"]), sum(found["seconds"][1:]), _work(case, found)
+        paces.append(work["operations"] / took)
+        works.append([work[n] / (shape.products_per_s or 1 if n == "operations" else 1) / took for n in WORK])
         if max(found["peaks"]) < 1.03 * found["opened_bytes"]:
-            continue
+            continue  # its peak was the base's opening
         values, peak = parts(shape, spec, amount) | {"process": 1e9}, max(found["peaks"])
         rows.append([values[name] / peak for name in names])
         wanted.append(1 - values["base"] / peak)
-        share = sum(found["tokens"][1:]) / amount.tokens
-        done = operations(shape, spec, amount.tokens, amount.learned_tokens) * share
-        paces.append(done / sum(found["seconds"][1:]))
-    solved = not_negative(np.array(rows), np.array(wanted))
-    changes = dict(zip(names, (float(f"{value:.4g}") for value in solved), strict=True))
+    changes = dict(zip(names, _rounded(not_negative(np.array(rows), np.array(wanted))), strict=True))
     changes["process"] *= 1e9
-    return dataclasses.replace(known, **changes, operations_per_s=float(f"{np.median(paces):.3g}"))
+    pace = Pace(*_rounded(not_negative(np.array(works), np.ones(len(works)))))
+    return dataclasses.replace(known, **changes, operations_per_s=float(f"{np.median(paces):.3g}"), pace=pace)
+
+
+def _rounded(values: NDArray[np.float64]) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]
 
 
 def not_negative(matrix: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -306,14 +319,16 @@ def summary(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def left_out(all_found: Sequence[tuple[Case, dict[str, Any]]], known: Constants) -> dict[str, Any]:
-    """The errors in memory where each configuration is foretold by constants fitted to all the others."""
-    errors = []
+    """The errors where each configuration is foretold by constants fitted to all the others."""
+    rows = []
     for number, (case, found) in enumerate(all_found):
         fit = fitted([*all_found[:number], *all_found[number + 1 :]], known)
-        errors.append(judged(case, found, fit)["memory_error"])
-    off = np.array(errors)
+        rows.append(judged(case, found, fit))
+    off, pace = np.array([row["memory_error"] for row in rows]), np.array([row["time_error"] for row in rows])
     within, not_under = np.abs(off) <= TARGETS["memory"], off >= -TARGETS["under"]
     return {
+        "time_within_20_percent": int((np.abs(pace) <= TARGETS["seconds"]).sum()),
+        "time_worst": [float(pace.min()), float(pace.max())],
         "memory_within_5_percent": int(within.sum()),
         "memory_not_under_by_2_percent": int(not_under.sum()),
         "memory_worst": [float(off.min()), float(off.max())],

@@ -25,6 +25,7 @@ from typing import Any
 
 from core.adapter_sizes import kept_parameters, trained_parameters, worn_sites, written_parameters
 from core.measured_constants import CONSTANTS, TOO_HIGH, TOO_LOW, Constants
+from core.pace import training_s
 from core.search_cost import cost_of, runs_at_once, with_candidates
 from core.specs.estimate import Advice, Amount, BaseShape, Basis, Device, Estimate, Memory
 from core.specs.method import AdaLoraSpec, LoraSpec
@@ -43,7 +44,8 @@ MOMENT_BYTES: Mapping[Optimizer, float] = {
 FEWEST_TOKENS = 64  # of one forward: a worker halves no further
 SHORTEST_LENGTH = 32  # to which rows are advised to be cut
 CLOSE = "Whether this fits its device is within the error of the estimate: it may run out of memory on the way."
-PACE_SPREAD = {"jobs": 1.25, "default": 4.0}  # factor either way between which the time is said to lie
+# Factor either way between which the time is said to lie.
+PACE_SPREAD: Mapping[Basis, float] = {"jobs": 1.25, "device": 1.5, "default": 4.0}
 CHECKPOINT_HEADER_BYTES = 4096  # an adapter's zip beside its numbers: config, card, names
 BYTES_PER_TENSOR = 130  # of a safetensors header
 
@@ -64,10 +66,10 @@ def estimate(
     known = constants or CONSTANTS[device.kind if device else "cpu"]
     memory = memory_of(shape, spec, amount, known)
     steps = -(-amount.n_examples // spec.batch_size) * spec.n_epochs
-    trained_s, validated_s = _training_s(shape, spec, amount, tokens_per_s or 0.0, known)
+    trained_s, validated_s = training_s(shape, spec, amount, tokens_per_s or 0.0, known)
     search = cost_of(spec, amount, trained_s)
     seconds = known.opening_s + trained_s + validated_s + (search.seconds if search else 0.0)
-    basis: Basis = "default" if tokens_per_s is None else "jobs"
+    basis = _basis(shape, tokens_per_s)
     spread = PACE_SPREAD[basis]
     least, most = memory_range(memory.total)
     fits = None if device is None else least <= device.memory_bytes
@@ -93,6 +95,12 @@ def estimate(
         else tuple(advice(shape, spec, amount, device, known)),
         rate_search=search,
     )
+
+
+def _basis(shape: BaseShape, tokens_per_s: float | None) -> Basis:
+    if tokens_per_s is not None:
+        return "jobs"
+    return "default" if shape.products_per_s is None else "device"
 
 
 def memory_range(total: int) -> tuple[int, int]:
@@ -163,38 +171,6 @@ def adapter_bytes(shape: BaseShape, spec: TrainSpec) -> int:
     """Of its zip: fp32 numbers, a header for each tensor, the config and card of each folder."""
     numbers, tensors = written_parameters(shape, spec.method)
     return 4 * numbers + BYTES_PER_TENSOR * tensors + CHECKPOINT_HEADER_BYTES * spec.method.members
-
-
-def operations(shape: BaseShape, spec: TrainSpec, tokens: int, learned: int) -> float:
-    """Floating-point operations of so many tokens, forward and backward.
-
-    A frozen weight costs 2 forward and 2 for the gradient of its input, a trained one 2 more for its own; the head is
-    paid for learned tokens alone. Of pairs, what the answers are held to reads them too: 2 more. Checkpointing goes
-    forward through the layers once more, and not through the head: 2 more for each of their weights.
-    """
-    trained = sum((site.width_in + site.width_out) * rank for site, rank in worn_sites(shape, spec.method))
-    frozen, again = 6.0 if spec.dpo else 4.0, 2.0 if spec.activation_checkpointing else 0.0
-    head = frozen * learned * shape.vocabulary * shape.hidden
-    layers = (frozen + again) * shape.linear_parameters + (6.0 + again) * trained
-    return spec.method.members * (tokens * layers + head)
-
-
-def _training_s(
-    shape: BaseShape, spec: TrainSpec, amount: Amount, tokens_per_s: float, known: Constants
-) -> tuple[float, float]:
-    """Of all epochs, and of all validations. tokens_per_s: 0 where it is not known."""
-    per_epoch = -(-amount.n_examples // spec.batch_size)
-    validations = math.ceil(per_epoch * spec.n_epochs / (spec.eval_steps or per_epoch))
-    seen = amount.validation_tokens * validations
-    if tokens_per_s:
-        # A validation goes forward alone, which is about a third of a training step; of pairs, two readings of three.
-        # With checkpointing a step is that third longer.
-        share = (2 if spec.dpo else 1) / (4 if spec.activation_checkpointing else 3)
-        return amount.tokens * spec.n_epochs / tokens_per_s, seen * share / tokens_per_s
-    done = operations(shape, spec, amount.tokens, amount.learned_tokens) * spec.n_epochs
-    once = spec.model_copy(update={"activation_checkpointing": False})
-    validated = operations(shape, once, seen, 0) * (2 / 3 if spec.dpo else 1 / 2)
-    return done / known.operations_per_s, validated / known.operations_per_s
 
 
 def advice(shape: BaseShape, spec: TrainSpec, amount: Amount, device: Device, known: Constants) -> Iterator[Advice]:

@@ -9,6 +9,18 @@ TOO_HIGH, TOO_LOW = 0.05, 0.09
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Seconds for each unit of the sums in core/pace.py."""
+
+    operations: float = 1.5  # times what the device's own speed at products makes of them
+    passes: float = 0.0
+    scores: float = 0.0
+    dense: float = 0.0
+    updates: float = 0.0
+    calls: float = 0.0
+
+
+@dataclass(frozen=True)
 class Constants:
     """What no formula knows: measured. Those of activations say how often a part is kept, in units of the formula."""
 
@@ -21,8 +33,9 @@ class Constants:
     dense: float
     head: float
     adapter: float
-    operations_per_s: float  # floating-point, in training; a default until jobs have run
+    operations_per_s: float  # floating-point, in training; a guess where no engine has measured the device
     opening_s: float  # until the first step
+    pace: Pace
 
 
 # Of a CPU: fitted by benchmarks/estimates.py --fit. Of a GPU nothing was measured: activations as on a CPU, but that
@@ -40,6 +53,7 @@ CONSTANTS: Mapping[str, Constants] = {
         adapter=0.8184,
         operations_per_s=25.6e9,
         opening_s=6.0,
+        pace=Pace(),
     ),
     "cuda": Constants(
         process=700e6,
@@ -53,5 +67,6 @@ CONSTANTS: Mapping[str, Constants] = {
         adapter=0.8184,
         operations_per_s=60e12,
         opening_s=10.0,
+        pace=Pace(),
     ),
 }

@@ -6,7 +6,7 @@ from pydantic import Field, JsonValue
 
 from core.specs.spec import Spec
 
-Basis = Literal["jobs", "default"]
+Basis = Literal["jobs", "device", "default"]
 
 
 class SiteShape(Spec):
@@ -30,6 +30,9 @@ class BaseShape(Spec):
     table: str = Field(description="The name of that table, which a LoRA may change.")
     sites: tuple[SiteShape, ...]
     value_bytes: int = Field(description="Of one number that the base computes with: 2 in bf16, 4 in fp32.")
+    products_per_s: float | None = Field(
+        None, description="Floating-point operations a second of its layers' products, measured where it was opened."
+    )
 
     @property
     def linear_parameters(self) -> int:
@@ -118,7 +121,9 @@ class Estimate(Spec):
     steps: int
     seconds: float
     seconds_range: tuple[float, float]
-    seconds_basis: Basis = Field(description="The pace of earlier jobs on this base, or a default's.")
+    seconds_basis: Basis = Field(
+        description="Earlier jobs' pace on this base, the device's measured speed, or a guess."
+    )
     memory: Memory
     activation_checkpointing: bool = Field(False, description="Whether that is of a run that runs its layers again.")
     activation_offload: bool = Field(False, description="And whose layers' inputs wait in host memory meanwhile.")

@@ -3,9 +3,10 @@
 import pytest
 from test_estimate import AMOUNT, LARGEST, SMOL, spec_of
 
-from core.estimate import KEPT, estimate, memory_of, operations, parts
+from core.estimate import KEPT, estimate, memory_of, parts
 from core.frugality import frugal_enough
 from core.measured_constants import CONSTANTS
+from core.pace import operations
 from core.specs.estimate import Device, Largest
 
 CPU = CONSTANTS["cpu"]

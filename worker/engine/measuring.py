@@ -16,6 +16,7 @@ from core.data.faults import FaultyLineError
 from core.data.preview import preview
 from core.specs.generation import MeasureSpec
 from core.specs.preview import Preview, PreviewSpec
+from core.speed import with_speed
 from worker.engine.intake import Refused
 
 
@@ -25,7 +26,7 @@ class Measurer:
     def __init__(self, store: BlobStore, cache_dir: Path, base: OpenBase) -> None:
         self._store, self._cache_dir = store, cache_dir
         self._context = base.facts.context
-        self._shape = shape_of(base.model, base.facts)
+        self._shape = with_speed(shape_of(base.model, base.facts), base.device, base.dtype)
         self._tokenizer = copy.deepcopy(base.tokenizer)
 
     def measure(self, spec: MeasureSpec) -> dict[str, object]:

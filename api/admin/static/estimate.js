@@ -31,7 +31,11 @@ Graft.estimate = (place, found) => {
     for (const one of found.advice)
       parts.push(make("p", {}, t("{param} = {value} would take {size}.", { param: one.param, value: JSON.stringify(one.value), size: size(one.memory_bytes) })));
   }
-  const basis = found.seconds_basis === "jobs" ? t("The time is by the pace of earlier jobs here.") : t("The time is a guess: no job of this kind was done here yet.");
+  const basis = {
+    jobs: t("The time is by the pace of earlier jobs here."),
+    device: t("The time is reckoned from this device's speed: no job of this kind was done here yet."),
+    default: t("The time is a guess: no job of this kind was done here yet."),
+  }[found.seconds_basis];
   const device = found.device ? ` ${t("The device has {size}.", { size: size(found.device.memory_bytes) })}` : "";
   parts.push(make("p.quiet.small", {}, basis + device));
   const resolved = { ...found.hyperparameters, ...found.training };
