@@ -43,6 +43,7 @@ from core.specs.method import MethodSpec
 from core.specs.training import Optimizer, TrainSpec
 from core.speed import with_speed
 from core.trainer import Run, Step, train
+from worker.allocator import share_one_heap
 from worker.meters import memory_bytes
 
 RESULTS = Path("benchmarks/results/estimates.json")
@@ -180,6 +181,7 @@ def amount_of(corpus: Corpus, spec: TrainSpec, steps: int = STEPS) -> Amount:
 
 def measured(case: Case) -> dict[str, Any]:
     """In this process: the peak when the base is open and after each step, and the seconds of each step."""
+    share_one_heap()  # as a trainer does
     spec = spec_of(case)
     is_nf4 = spec.method.base_precision == "nf4"
     base: OpenBase = open_base(
