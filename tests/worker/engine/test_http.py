@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
-import itertools
 import json
+import math
 import socket
 import threading
 import time
@@ -42,11 +42,18 @@ def body(**asked):
     return {"request_id": "r-1", "base_model": BASE, "prompt": "hello", "sampling": sampling} | asked
 
 
+def still():
+    """A clock that stands, so that a loop that is held does not count as dead."""
+    return 1000.0
+
+
 class House:
     """An engine's loop, its server, and a client."""
 
     def __init__(self, kitchen):
         self.kitchen, self.engine = kitchen, kitchen.engine
+        self._gate, self._free_tokens = threading.Event(), math.inf
+        self._outcomes, self.engine._forward.outcomes = self.engine._forward.outcomes, self._gated
         self.desk = Desk(BASE, TOKEN, 4096, self._measure, self._preview, self._inspect, kitchen.engine, kitchen.intake)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -56,7 +63,21 @@ class House:
         self._serving = threading.Thread(target=lambda: asyncio.run(self._server.serve([self._listener])))
         self._loop.start()
         self._serving.start()
-        self.client = httpx.Client(base_url=self.url, headers=HEADERS, timeout=30, trust_env=False)
+        self.client = httpx.Client(base_url=self.url, headers=HEADERS, timeout=60, trust_env=False)
+
+    def _gated(self, work):
+        if self.engine.tokens >= self._free_tokens:
+            self._gate.wait()
+        return self._outcomes(work)
+
+    def hold(self, *, after=0):
+        """Once so many tokens are drawn the next step begins, and ends after release()."""
+        self._free_tokens = after
+
+    def release(self):
+        """No step is held any more."""
+        self._free_tokens = math.inf
+        self._gate.set()
 
     def _measure(self, spec):
         if spec.file_sha256 == "0" * 64:
@@ -75,15 +96,19 @@ class House:
 
     def stream(self, **asked):
         """The frames of one request."""
-        with self.client.stream("POST", "/generate", json=body(**asked)) as answer:
+        with self.opened(**asked) as answer:
             assert answer.status_code == 200, answer.read()
             assert answer.headers["content-type"] == "application/x-ndjson"
             return [Frame.model_validate_json(line) for line in answer.iter_lines() if line]
 
+    def opened(self, **asked):
+        """One request's answer, accepted by the engine and still to be read."""
+        return self.client.stream("POST", "/generate", json=body(**asked))
+
     def running(self):
         return self.client.get("/status").json()["running"]
 
-    def wait(self, holds, within_s=20):
+    def wait(self, holds, within_s=60):
         """Until holds() is true."""
         deadline = time.monotonic() + within_s
         while not holds():
@@ -91,6 +116,7 @@ class House:
             time.sleep(0.01)
 
     def close(self):
+        self.release()
         self.client.close()
         self.engine.stop()
         self._server.should_exit = True
@@ -114,37 +140,6 @@ def new_house(new_kitchen):
 @pytest.fixture
 def house(new_house):
     return new_house()
-
-
-@pytest.fixture
-def held(monkeypatch):
-    """held(house): an event without which the engine makes its first step and no other. Set at the test's end."""
-    with contextlib.ExitStack() as stack:
-
-        def hold(house):
-            plain, going, steps = house.engine._forward.outcomes, threading.Event(), itertools.count()
-            stack.callback(going.set)
-
-            def step(work):
-                assert next(steps) == 0 or going.wait(60)
-                return plain(work)
-
-            monkeypatch.setattr(house.engine._forward, "outcomes", step)
-            return going
-
-        yield hold
-
-
-def noticed(house, monkeypatch):
-    """An event that is set once the engine has been told that a reader has left."""
-    plain, told = house.engine.cancel, threading.Event()
-
-    def cancel(key):
-        plain(key)
-        told.set()
-
-    monkeypatch.setattr(house.engine, "cancel", cancel)
-    return told
 
 
 def test_frames_arrive_whole_and_end_with_a_reason(house):
@@ -177,29 +172,27 @@ def test_an_adapter_that_is_not_there_is_the_first_frames_error(house):
     assert [f.error and f.error.code for f in frames] == ["adapter_unavailable"]
 
 
-def test_a_reader_that_leaves_takes_its_row_with_it(house, held, monkeypatch):
-    going, has_left = held(house), noticed(house, monkeypatch)
-    with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 60})) as answer:
+def test_a_reader_that_leaves_takes_its_row_with_it(house):
+    house.hold(after=1)
+    with house.opened(sampling={"max_tokens": 50}) as answer:
         next(answer.iter_lines())
         assert house.running() == 1
-    assert has_left.wait(20)
-    going.set()
+    house.wait(lambda: house.engine._cancelled)
+    house.release()
     house.wait(lambda: house.running() == 0)
-    assert house.engine.tokens < 4
+    assert house.engine.tokens == 2  # that of the step under way, and none after it
 
 
-def test_a_reader_that_leaves_while_its_row_waits_frees_its_place_in_the_queue(new_house, held, monkeypatch):
-    house = new_house(rows=1)
-    going, has_left = held(house), noticed(house, monkeypatch)
-    with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 50})) as first:
-        lines = first.iter_lines()
-        next(lines)
-        with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 9})):
+def test_a_reader_that_leaves_while_its_row_waits_frees_its_place_in_the_queue(new_house):
+    house = new_house(rows=1, clock=still)
+    house.hold()
+    with house.opened(sampling={"max_tokens": 50}):
+        house.wait(lambda: house.running() == 1)
+        with house.opened():
             assert house.client.get("/status").json()["waiting"] == 1
-        assert has_left.wait(20)
-        going.set()
-        list(lines)
-    house.wait(lambda: house.engine.is_idle)
+        house.wait(lambda: house.engine._cancelled)
+        house.release()
+        house.wait(lambda: house.engine.is_idle)
     assert house.engine.tokens == 50
 
 
@@ -231,31 +224,45 @@ def test_a_reader_that_takes_nothing_is_given_up(new_kitchen, monkeypatch):
     async def read():
         box = http_module.Box(asyncio.get_running_loop())
         box.put(Frame(seq=0, text="x"))
-        await asyncio.wait_for(http_module.FrameStream(box, kitchen.engine, 7)({}, never, start_only), 10)
+        await asyncio.wait_for(http_module.FrameStream(box, kitchen.engine, 7)({}, never, start_only), 60)
 
     asyncio.run(read())
     assert cancelled == [7]
 
 
-def test_a_row_that_waits_shows_signs_of_life_while_the_loop_is_well(new_house, held, monkeypatch):
+def test_a_row_that_waits_shows_signs_of_life_while_the_loop_turns(new_house, monkeypatch):
     monkeypatch.setattr(http_module, "SIGN_OF_LIFE_S", 0.05)
-    house = new_house(rows=1)
-    going = held(house)
-    with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 30})) as first:
-        next(first.iter_lines())
-        with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 1})) as second:
+    house = new_house(rows=1, clock=still)
+    house.hold()
+    with house.opened(sampling={"max_tokens": 30}):
+        house.wait(lambda: house.running() == 1)
+        with house.opened(sampling={"max_tokens": 1}) as second:
             lines = second.iter_lines()
             assert next(lines) == ""
-            going.set()
-            assert [Frame.model_validate_json(line).seq for line in lines if line] == [0]
+            house.release()
+            rest = list(lines)
+    assert [Frame.model_validate_json(line).seq for line in rest if line] == [0]
 
 
-def test_a_full_engine_answers_503_with_a_time_to_come_back(new_house, held):
-    house = new_house(rows=1, max_waiting=1)
-    held(house)
-    with house.client.stream("POST", "/generate", json=body(sampling={"max_tokens": 60})) as first:
-        next(first.iter_lines())
-        with house.client.stream("POST", "/generate", json=body()):
+def test_a_row_that_waits_shows_no_sign_of_life_while_the_loop_stands(kitchen, monkeypatch):
+    monkeypatch.setattr(http_module, "SIGN_OF_LIFE_S", 0.01)
+    turns = iter([False, False, True])
+    monkeypatch.setattr(type(kitchen.engine), "is_alive", property(lambda _: next(turns)))
+
+    async def frames():
+        box = http_module.Box(asyncio.get_running_loop())
+        return await http_module.FrameStream(box, kitchen.engine, 7)._frames()
+
+    assert asyncio.run(frames()) == []
+    assert list(turns) == []
+
+
+def test_a_full_engine_answers_503_with_a_time_to_come_back(new_house):
+    house = new_house(rows=1, max_waiting=1, clock=still)
+    house.hold()
+    with house.opened():
+        house.wait(lambda: house.running() == 1)
+        with house.opened():
             refused = house.client.post("/generate", json=body())
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_overloaded")
     assert refused.json()["error"]["retryable"]
