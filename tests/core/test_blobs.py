@@ -12,7 +12,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
 
-from core import blobs
+from core import bucket
+from core.blob import CHUNK, place
 from core.blobs import Blob, CorruptBlob, FolderStore, MissingBlob, S3Blobs, open_store
 from core.settings import Settings
 
@@ -60,9 +61,9 @@ def store(request, tmp_path):
 def overwrite(store, sha256, content):
     """As a broken disk or a stranger with access would."""
     if isinstance(store, FolderStore):
-        (store.root / blobs.place(sha256)).write_bytes(content)
+        (store.root / place(sha256)).write_bytes(content)
     else:
-        obstore.put(store.store, blobs.place(sha256), content)
+        obstore.put(store.store, place(sha256), content)
 
 
 def test_what_is_put_is_what_is_read(store, tmp_path):
@@ -94,7 +95,7 @@ def test_a_part_is_read_as_a_slice_is(store, start, end):
 
 
 def test_a_large_blob_comes_in_pieces(store):
-    content = os.urandom(3 * blobs.CHUNK + 17)
+    content = os.urandom(3 * CHUNK + 17)
     blob = store.put_bytes(content)
     pieces = list(store.read(blob.sha256))
     assert b"".join(pieces) == content
@@ -173,7 +174,7 @@ def test_many_that_put_the_same_at_once_all_succeed(store):
 
 
 def test_a_blob_beyond_one_put_is_uploaded_in_parts(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(blobs, "SINGLE_PUT_BYTES", 1 << 20)
+    monkeypatch.setattr(bucket, "SINGLE_PUT_BYTES", 1 << 20)
     content = os.urandom(18 << 20)  # parts of 16 MiB
     (tmp_path / "large").write_bytes(content)
     blob = store.put(tmp_path / "large")
@@ -229,7 +230,7 @@ def test_the_bytes_are_on_the_disk_before_their_name_is(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", told_fsync)
     monkeypatch.setattr(Path, "replace", told_replace)
     FolderStore(tmp_path).put_bytes(CONTENT)
-    final = tmp_path / blobs.place(SHA256)
+    final = tmp_path / place(SHA256)
     assert done[0][0] == "fsync"
     assert done[0][1].startswith(str(tmp_path / "tmp"))
     assert done[1:3] == [("rename", str(final)), ("fsync", str(final.parent))]
@@ -240,7 +241,7 @@ def test_a_bucket_is_asked_not_to_write_twice(s3_settings):
     store = open_store(s3_settings)
     store.put_bytes(CONTENT)
     with pytest.raises(obstore.exceptions.AlreadyExistsError):
-        obstore.put(store.store, blobs.place(SHA256), CONTENT, mode="create", use_multipart=False)
+        obstore.put(store.store, place(SHA256), CONTENT, mode="create", use_multipart=False)
 
 
 def test_blobs_lie_under_the_prefix_that_was_given(s3_settings, s3_server):

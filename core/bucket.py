@@ -1,0 +1,76 @@
+"""Blobs in a bucket that speaks S3."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import AlreadyExistsError
+from obstore.store import S3Store
+
+from core.blob import CHUNK, Blob, MissingBlob, blob_of, deliver, place
+
+SINGLE_PUT_BYTES = 64 << 20  # beyond this a blob is uploaded in parts, which only become visible together
+
+
+class S3Blobs:
+    """A bucket. Its own conditional PUT keeps a blob from being written twice."""
+
+    def __init__(self, store: S3Store) -> None:
+        self.store = store
+
+    def put(self, path: Path) -> Blob:
+        """See BlobStore."""
+        blob = blob_of(path)
+        key = place(blob.sha256)
+        if blob.size_bytes <= SINGLE_PUT_BYTES:
+            return self._put_once(blob, path.read_bytes())
+        if not self._has(blob):
+            obstore.put(self.store, key, path, chunk_size=16 << 20, max_concurrency=4)
+        return blob
+
+    def put_bytes(self, content: bytes) -> Blob:
+        """See BlobStore."""
+        return self._put_once(Blob(hashlib.sha256(content).hexdigest(), len(content)), content)
+
+    def read(self, sha256: str, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """See BlobStore."""
+        size = self.size(sha256)
+        end = size if end is None else min(end, size)
+        if start >= end:
+            return iter(())
+        try:
+            answer = obstore.get(self.store, place(sha256), options={"range": (start, end)})
+        except FileNotFoundError:
+            raise MissingBlob(f"no blob {sha256}") from None
+        return (bytes(piece) for piece in answer.stream(min_chunk_size=CHUNK))
+
+    def size(self, sha256: str) -> int:
+        """See BlobStore."""
+        try:
+            return int(obstore.head(self.store, place(sha256))["size"])
+        except FileNotFoundError:
+            raise MissingBlob(f"no blob {sha256}") from None
+
+    def fetch(self, sha256: str, target: Path) -> Path:
+        """See BlobStore."""
+        return deliver(self.read(sha256), sha256, target)
+
+    def delete(self, sha256: str) -> None:
+        """See BlobStore."""
+        obstore.delete(self.store, place(sha256))
+
+    def _put_once(self, blob: Blob, content: bytes) -> Blob:
+        key = place(blob.sha256)
+        try:
+            obstore.put(self.store, key, content, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            if not self._has(blob):
+                obstore.put(self.store, key, content, use_multipart=False)
+        return blob
+
+    def _has(self, blob: Blob) -> bool:
+        try:
+            return self.size(blob.sha256) == blob.size_bytes
+        except MissingBlob:
+            return False
