@@ -8,7 +8,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError
 from obstore.store import S3Store
 
-from core.blob import CHUNK, Blob, MissingBlob, blob_of, deliver, place
+from core.blob import CHUNK, SHA256, Blob, MissingBlob, Stored, blob_of, deliver, place, sought
 
 SINGLE_PUT_BYTES = 64 << 20  # beyond this a blob is uploaded in parts, which only become visible together
 
@@ -39,18 +39,13 @@ class S3Blobs:
         end = size if end is None else min(end, size)
         if start >= end:
             return iter(())
-        try:
-            answer = obstore.get(self.store, place(sha256), options={"range": (start, end)})
-        except FileNotFoundError:
-            raise MissingBlob(f"no blob {sha256}") from None
+        key = place(sha256)
+        answer = sought(self, sha256, lambda: obstore.get(self.store, key, options={"range": (start, end)}))
         return (bytes(piece) for piece in answer.stream(min_chunk_size=CHUNK))
 
     def size(self, sha256: str) -> int:
         """See BlobStore."""
-        try:
-            return int(obstore.head(self.store, place(sha256))["size"])
-        except FileNotFoundError:
-            raise MissingBlob(f"no blob {sha256}") from None
+        return sought(self, sha256, lambda: int(obstore.head(self.store, place(sha256))["size"]))
 
     def fetch(self, sha256: str, target: Path) -> Path:
         """See BlobStore."""
@@ -58,7 +53,46 @@ class S3Blobs:
 
     def delete(self, sha256: str) -> None:
         """See BlobStore."""
-        obstore.delete(self.store, place(sha256))
+        obstore.delete(self.store, [place(sha256), place(sha256, is_aside=True)])
+
+    def listed(self, *, is_aside: bool = False) -> Iterator[Stored]:
+        """See BlobStore."""
+        for batch in obstore.list(self.store, prefix="aside/" if is_aside else "blobs/"):
+            for item in batch:
+                name = item["path"].rsplit("/", 1)[-1]
+                if SHA256.fullmatch(name):
+                    yield Stored(name, int(item["size"]), item["last_modified"].timestamp())
+
+    def set_aside(self, sha256: str) -> None:
+        """See BlobStore. A bucket cannot rename: it copies, and only then deletes."""
+        if self._copied(place(sha256), place(sha256, is_aside=True)):
+            obstore.delete(self.store, place(sha256))
+
+    def bring_back(self, sha256: str) -> bool:
+        """See BlobStore. What was aside is left there for drop: others may be at bringing it back."""
+        return self._copied(place(sha256, is_aside=True), place(sha256)) or self._is_in_its_place(sha256)
+
+    def drop(self, sha256: str) -> None:
+        """See BlobStore."""
+        obstore.delete(self.store, place(sha256, is_aside=True))
+
+    def drop_unfinished(self, before: float) -> int:  # noqa: ARG002  # the contract's
+        """See BlobStore. Parts of an upload that broke off are for a lifecycle rule of the bucket's."""
+        return 0
+
+    def _copied(self, source: str, target: str) -> bool:
+        try:
+            obstore.copy(self.store, source, target)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _is_in_its_place(self, sha256: str) -> bool:
+        try:
+            obstore.head(self.store, place(sha256))
+        except FileNotFoundError:
+            return False
+        return True
 
     def _put_once(self, blob: Blob, content: bytes) -> Blob:
         key = place(blob.sha256)
