@@ -2,7 +2,6 @@
 
 from core.records import evaluations, forgetting, leases
 from core.records.events import Event
-from core.records.tables import JobEvent
 
 DAY = 86_400.0
 
