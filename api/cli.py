@@ -1,4 +1,4 @@
-"""`graft …` at a terminal: up, migrate; upload, create, jobs, download. What each does is in a room of its own."""
+"""`graft …` at a terminal: up, migrate, fsck; upload, create, jobs, download. What each does is in its own room."""
 
 import sys
 from collections.abc import Iterator
@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from obstore.exceptions import BaseError
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
+from api import fsck as checking
 from api import launch, remote
 from core.settings import Settings
 
@@ -45,6 +48,25 @@ def migrate() -> None:
     except launch.Refusal as refusal:
         complain(str(refusal))
         raise typer.Exit(1) from None
+
+
+@app.command()
+def fsck(
+    repair: Annotated[bool, typer.Option(help="Set blobs aside that no row names. Rows are never altered.")] = False,  # noqa: FBT002  # typer's way of a flag
+) -> None:
+    """Hold rows against blobs, beside a running service or a stopped one; exits 1 where something is wrong."""
+    settings = read_settings()
+    try:
+        report = checking.check(settings, repair=repair)
+    except (SQLAlchemyError, OSError, BaseError) as error:
+        complain(
+            f"the database or the store cannot be read ({type(error).__name__}): are GRAFT_ settings the service's?"
+        )
+        raise typer.Exit(1) from None
+    for line in report.lines():
+        print(line)  # noqa: T201  # the command's answer
+    if report.faults:
+        raise typer.Exit(1)
 
 
 Url = Annotated[str, typer.Option(envvar="GRAFT_URL", help="Where the service is. Its key is read from GRAFT_KEY.")]

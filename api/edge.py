@@ -10,6 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import errors
+from core.records.housekeeping import Kept
 from core.records.tables import new_id
 
 log = structlog.get_logger()
@@ -28,6 +29,15 @@ class Metrics:
         self.seconds = Histogram("graft_http_request_seconds", "Until the last byte.", labels, registry=self.registry)
         self.tokens = Counter("graft_tokens_total", "Tokens read and written.", ("direction",), registry=self.registry)
         self.migrations = Counter("graft_migrations_total", "Streams moved to another engine.", registry=self.registry)
+        self.events = Counter("graft_events_removed_total", "Events of old jobs removed.", registry=self.registry)
+        self.blobs = Counter("graft_blobs_removed_total", "Blobs removed for good.", registry=self.registry)
+        self.freed = Counter("graft_bytes_removed_total", "Bytes that this freed.", registry=self.registry)
+
+    def tell(self, kept: Kept) -> None:
+        """Count what a round of the housekeeper removed."""
+        self.events.inc(kept.events)
+        self.blobs.inc(kept.blobs.removed)
+        self.freed.inc(kept.blobs.removed_bytes + kept.blobs.unfinished_bytes)
 
 
 class Edge:

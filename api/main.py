@@ -41,6 +41,7 @@ from api.routes import (
 )
 from core.blobs import open_store
 from core.records.database import Database
+from core.records.housekeeping import Housekeeper
 from core.records.sweeper import Sweeper
 from core.settings import Settings
 
@@ -107,10 +108,13 @@ def refuse_open_doors(app: FastAPI) -> None:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     resources: Resources = app.state.resources
     sweeper = Sweeper(resources.database, resources.queue.ring, resources.settings)
+    keeper = Housekeeper(resources.database, resources.blobs, resources.settings, tell=resources.metrics.tell)
     sweeper.start()
+    keeper.start()
     try:
         yield
     finally:
+        await run_sync(keeper.stop)
         await run_sync(sweeper.stop)
         await resources.engines.close()
         resources.queue.close()

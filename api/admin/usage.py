@@ -21,6 +21,7 @@ from core.records.usage_by_day import Tokens, by_day_and_model
 router = APIRouter(prefix="/admin", route_class=Page, include_in_schema=False)
 
 Days = Annotated[Literal["7", "30", "90"], Query()]
+HOUR_S = 3600
 CSV_HEAD = ("day", "model", "requests", "prompt_tokens", "completion_tokens", "trained_tokens")
 
 
@@ -90,6 +91,8 @@ def settings(request: Request, account: AccountDep, resources: ResourcesDep) -> 
         session_s=told.session_s,
         idle_s=told.session_idle_s,
         repeated_s=idempotency.KEPT_S,
+        event_days=told.event_retention_days,
+        deleted_s=told.deleted_retention_hours * HOUR_S,
     )
 
 

@@ -103,7 +103,10 @@ def entries(account: AccountDep, resources: ResourcesDep, searched: Annotated[Se
 
 @router.get("/settings", response_model=None)
 def settings(_: AdminDep, resources: ResourcesDep) -> shapes.Shape:
-    """What is in force at this process, and which base models there are. Read only: the environment sets it."""
+    """What is in force at this process, which base models there are and how long things are kept (null: for ever).
+
+    Read only: the environment sets it.
+    """
     told = resources.settings
     return {
         "object": "settings",
@@ -111,6 +114,10 @@ def settings(_: AdminDep, resources: ResourcesDep) -> shapes.Shape:
             {"id": name, "source": source, "is_default": name == told.default_base_model}
             for name, source in told.base_models.items()
         ],
+        "retention": {
+            "event_retention_days": told.event_retention_days or None,
+            "deleted_retention_hours": told.deleted_retention_hours,
+        },
         "settings": [{"name": name, "value": value, "about": about} for name, value, about in in_force(told)],
     }
 

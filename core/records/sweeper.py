@@ -14,8 +14,9 @@ from sqlalchemy import and_, case, delete, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from core.records import offices
 from core.records.claiming import claimable
-from core.records.database import Database, clock, insert_or, now_s
+from core.records.database import Database, clock, now_s
 from core.records.leases import Claim, end_of, move
 from core.records.presences import alive
 from core.records.tables import Idempotency, Job, Leader, Presence
@@ -40,7 +41,7 @@ def sweep(db: Database, *, owner: str, most: int = 16, term_s: float = TERM_S) -
     it over. Empty where another process holds the office.
     """
     with db.writing() as session:
-        if not _takes_office(session, owner, term_s):
+        if not offices.take(session, OFFICE, owner, term_s):
             return []
         _end_the_dead(session, owner)
         session.execute(delete(Idempotency).where(Idempotency.expires_at < now_s()))
@@ -102,18 +103,6 @@ def mark_rung(session: Session, job_id: str) -> None:
     """Say that the bell was rung for a job just created, so that the sweeper need not."""
     rung = update(Job).where(Job.id == job_id, Job.state == "queued").values(last_rung_at=now_s(), rings=Job.rings + 1)
     session.execute(rung.execution_options(synchronize_session=False))
-
-
-def _takes_office(session: Session, owner: str, term_s: float) -> bool:
-    """Whether owner leads now: as before, because nobody does, or because the leader has not swept for its term."""
-    until = now_s() + term_s
-    statement = insert_or(session, Leader).values(office=OFFICE, owner=owner, until=until)
-    statement = statement.on_conflict_do_update(
-        index_elements=[Leader.office],
-        set_={"owner": owner, "until": until},
-        where=or_(Leader.owner == owner, Leader.until < now_s()),
-    )
-    return session.execute(statement.returning(Leader.office)).one_or_none() is not None
 
 
 def _end_the_dead(session: Session, owner: str) -> None:

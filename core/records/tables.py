@@ -89,7 +89,10 @@ class File(Owned, Table):
     created_at: Mapped[float]
     expires_at: Mapped[float | None]
     deleted_at: Mapped[float | None]
-    __table_args__ = (Index("files_by_project", "project_id", "created_at", "id"),)
+    __table_args__ = (
+        Index("files_by_project", "project_id", "created_at", "id"),
+        Index("files_by_blob", "blob_sha256"),
+    )
 
 
 class Job(Owned, Table):
@@ -173,7 +176,11 @@ class Checkpoint(Table):
     adapter_bytes: Mapped[int | None]
     metrics: Mapped[dict[str, Any]]
     created_at: Mapped[float]
-    __table_args__ = (UniqueConstraint("job_id", "step", name="one_checkpoint_per_step"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "step", name="one_checkpoint_per_step"),
+        Index("checkpoints_by_state", "state_sha256"),
+        Index("checkpoints_by_adapter", "adapter_sha256"),
+    )
 
 
 class Adapter(Owned, Table):
@@ -195,6 +202,7 @@ class Adapter(Owned, Table):
     __table_args__ = (
         Index("adapters_by_project", "project_id", "created_at", "id"),
         Index("adapters_by_version", "project_id", "family", "version", unique=True),
+        Index("adapters_by_blob", "blob_sha256"),
     )
 
 

