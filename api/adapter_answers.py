@@ -24,12 +24,14 @@ def shapes_of(session: Session, account: Account, page: Page[Adapter]) -> shapes
 
 def _shapes(session: Session, account: Account, rows: Sequence[Adapter]) -> list[shapes.Shape]:
     pointing = aliases.pointing_to(session, account, [row.id for row in rows])
+    of_steps = aliases.of_steps(session, account, [row.id for row in rows])
     measured = evaluations.evaluations(session, [row.job_id for row in rows if row.job_id])
     held = residency.holdings(session)
     return [
         shapes.adapter(row)
         | {
             "aliases": pointing.get(row.id, []),
+            "checkpoint_aliases": {alias: meant.step for alias, meant in of_steps.get(row.id, {}).items()},
             "evaluation": measured.get(row.job_id or ""),
             "resident": [
                 {"worker": one.engine_id, "tier": one.tier, "requests": one.requests}

@@ -134,6 +134,7 @@ def _start(resources: Resources, account: Account, base_model: str, name_or_id: 
     """The sha256 of the adapter that a prompt is to start from. It is fixed here: names may come to mean another."""
     with resources.database.session() as session:
         adapter = adapters.find(session, account, name_or_id)
+        step = adapters.made_by_step(session, account, name_or_id)
     param = "peft.init_adapter"
     if adapter is None:
         raise errors.bad_request(
@@ -147,7 +148,7 @@ def _start(resources: Resources, account: Account, base_model: str, name_or_id: 
             param=param,
             code="init_adapter_unusable",
         )
-    return adapter.blob_sha256
+    return step[1].adapter_sha256 if step and step[1].adapter_sha256 else adapter.blob_sha256
 
 
 def context_of(resources: Resources, base_model: str) -> int:

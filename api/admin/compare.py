@@ -1,4 +1,7 @@
-"""/admin/jobs/compare: several jobs on one page: their curves over each other, what differs, what came of each."""
+"""/admin/jobs/compare: several jobs on one page: their curves over each other, what differs, what came of each.
+
+Jobs that trained in step can be looked at as one: their curves as a mean, their figures together.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,7 @@ from api.deps import AccountDep, ResourcesDep
 from core.records import jobs
 from core.records.accounts import Account
 from core.records.company import companies
+from core.records.database import clock
 from core.records.scope import of
 from core.records.tables import TERMINAL_STATES, Adapter, Job
 
@@ -31,11 +35,41 @@ class Group:
     """Jobs that trained in step, or one that trained alone."""
 
     jobs: Sequence[Job]
+    at_s: float  # when it is looked at
+
+    @property
+    def is_several(self) -> bool:
+        """Whether there is anything to be looked at as one."""
+        return len(self.jobs) > 1
 
     @property
     def tokens(self) -> int:
         """That all of them trained on so far."""
         return sum(job.trained_tokens or 0 for job in self.jobs)
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The fewest and the most that one of them has made."""
+        made = [job.step or 0 for job in self.jobs]
+        return min(made), max(made)
+
+    @property
+    def seconds(self) -> float | None:
+        """From the first start to the last end, or to now while one of them is not over. None where none began."""
+        began = [job.started_at for job in self.jobs if job.started_at is not None]
+        ended = [job.finished_at or self.at_s for job in self.jobs]
+        return max(0.0, max(ended) - min(began)) if began else None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """At the peak of the process that trained them, as those that are over measured it: not a sum."""
+        return max((job.measured["memory_bytes"] for job in self.jobs if job.measured), default=None)
+
+    def weight(self, job: Job) -> float:
+        """What one of its jobs counts for in the mean: tokens of its average step, or 1 where one job's are unknown."""
+        if not all(one.step and one.trained_tokens for one in self.jobs):
+            return 1.0
+        return (job.trained_tokens or 0) / (job.step or 1)
 
 
 JobIds = Annotated[list[str] | None, Query(alias="job", max_length=64)]
@@ -51,7 +85,8 @@ def compare(request: Request, account: AccountDep, resources: ResourcesDep, job:
         )
         raise errors.bad_request(message, param="job", code="invalid_value")
     with resources.database.session() as session:
-        groups = [Group(company) for company in companies(session, _found(session, account, chosen))]
+        now = clock(session)
+        groups = [Group(company, now) for company in companies(session, _found(session, account, chosen))]
         rows = [one for group in groups for one in group.jobs]
         adapters = session.scalars(select(Adapter).where(*of(Adapter, account), Adapter.job_id.in_(chosen))).all()
     differing = differences(rows)
@@ -60,6 +95,7 @@ def compare(request: Request, account: AccountDep, resources: ResourcesDep, job:
         "compare.html",
         jobs=rows,
         groups=groups,
+        has_groups=any(group.is_several for group in groups),
         number={one.id: n for n, one in enumerate(rows, 1)},
         adapters={adapter.job_id: adapter for adapter in adapters if adapter.deleted_at is None},
         differing=[(name, row) for name, row in differing if all(row)],

@@ -79,10 +79,11 @@ def one(request: Request, job: OwnedJob, account: AccountDep, resources: Resourc
         adapter = session.scalars(
             select(Adapter).where(*of(Adapter, account), Adapter.job_id == job.id, Adapter.deleted_at.is_(None))
         ).one_or_none()
-        named = {job.training_file_id, job.validation_file_id} - {None}
-        files = session.scalars(select(File).where(*of(File, account), File.id.in_(named))).all()
+        of_files = {job.training_file_id, job.validation_file_id} - {None}
+        files = session.scalars(select(File).where(*of(File, account), File.id.in_(of_files))).all()
         drawing = drawn(lineage_of_job(session, account, job))
         pointing = aliases.pointing_to(session, account, [adapter.id] if adapter else [])
+        named = aliases.of_family(session, account, adapter.family) if adapter and adapter.family else {}
     return render(
         request,
         "job.html",
@@ -94,6 +95,7 @@ def one(request: Request, job: OwnedJob, account: AccountDep, resources: Resourc
         model=of_adapter(adapter) if adapter else None,
         adapter=adapter,
         aliases=pointing.get(adapter.id, []) if adapter else [],
+        named=named,
         files={file.id: file for file in files},
         drawing=drawing,
         values=in_force(job),

@@ -12,7 +12,10 @@ LONG = 1000  # characters that a text may have, from which on it gets several li
 
 @dataclass(frozen=True)
 class Field:
-    """One input. may_be_auto: whether "auto" is a value of it, which an empty input then means."""
+    """One input. may_be_auto: whether "auto" is a value of it, which an empty input then means.
+
+    words: what a number may be beside a number and "auto".
+    """
 
     name: str
     kind: Kind
@@ -23,6 +26,7 @@ class Field:
     maximum: float | None = None
     is_whole: bool = False
     may_be_auto: bool = False
+    words: tuple[str, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -66,7 +70,8 @@ def _field(name: str, rules: Mapping[str, Any], known: Mapping[str, Any]) -> Fie
             low, high = (rule.get(end, rule.get(f"exclusive{end.title()}")) for end in ("minimum", "maximum"))
             is_whole = rule["type"] == "integer"
             bounds = {"minimum": low, "maximum": high, "is_whole": is_whole, "may_be_auto": has_auto}
-            return Field(name, "number", default, said, **bounds)
+            words = tuple(option["const"] for option in options if option.get("const") not in (None, "auto"))
+            return Field(name, "number", default, said, words=words, **bounds)
         case "string":
             return Field(name, "words" if rule.get("maxLength", 0) > LONG else "text", default, said)
         case "object":

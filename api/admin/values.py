@@ -1,4 +1,7 @@
-"""A job's values as they are in force, and where each comes from: chosen, resolved from "auto", or left as it is."""
+"""A job's values as they are in force, and where each comes from.
+
+It was chosen, resolved from "auto", found by a search, or left as it is.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from core.records.tables import Job
 from core.specs.method import SPECS, AdaLoraSpec
 from core.specs.training import HyperparametersRequest, TrainingRequest, TrainSpec
 
-Origin = Literal["chosen", "auto", "default"]
+Origin = Literal["chosen", "auto", "search", "default"]
 # A nested method or OpenAI's older places of the same knobs: core/specs says which values may be "auto".
 _REQUESTS: Mapping[str, type[BaseModel]] = {"hyperparameters": HyperparametersRequest, "training": TrainingRequest}
 _METHODS: Mapping[str, type[BaseModel]] = {spec.model_fields["type"].default: spec for spec in SPECS}
@@ -70,6 +73,8 @@ def _asked(request: Mapping[str, Any], section: str) -> Mapping[str, Any]:
 
 
 def _origin(spec: type[BaseModel], name: str, asked: Mapping[str, Any]) -> Origin:
+    if asked.get(name, "auto") == "search":
+        return "search"
     if asked.get(name, "auto") != "auto":
         return "chosen"
     field = spec.model_fields.get(name)

@@ -13,7 +13,7 @@ from api.guard import Guarded
 from core.records import adapters, aliases
 from core.records.accounts import Account
 from core.records.lineage import lineage
-from core.records.tables import Adapter
+from core.records.tables import Adapter, Checkpoint
 
 router = APIRouter(prefix="/v1/adapters", route_class=Guarded)
 
@@ -39,11 +39,14 @@ def versions(
 
 @router.post("/{adapter:path}/aliases/{alias}", response_model=None)
 def move(adapter: Id, alias: AliasName, account: AccountDep, resources: ResourcesDep) -> shapes.Shape:
-    """SUFFIX@alias means this adapter from now on; what it meant before is still there under its version."""
+    """SUFFIX@alias means this adapter from now on, or a checkpoint of its job where that is named.
+
+    What it meant before is still there under its version, or under the checkpoint's name.
+    """
     with resources.database.writing() as session:
-        found = _found(session, account, adapter)
+        found, step = _meant(session, account, adapter)
         try:
-            aliases.move(session, account, found, alias)
+            aliases.move(session, account, found, alias, step=step)
         except aliases.UnfitAlias as error:
             raise errors.bad_request(str(error), param="alias", code="invalid_value") from None
         return shape_of(session, account, found)
@@ -71,6 +74,19 @@ def trace(adapter: Id, account: AccountDep, resources: ResourcesDep) -> shapes.S
         "edges": [dataclasses.asdict(edge) for edge in found.edges],
         "is_cut": found.is_cut,
     }
+
+
+def _meant(session: Session, account: Account, name: str) -> tuple[Adapter, Checkpoint | None]:
+    """An adapter; or a checkpoint, with the adapter that its job made."""
+    if step := adapters.made_by_step(session, account, name):
+        return step
+    if adapters.resolve(session, account, name, base_models=()) and not adapters.find(session, account, name):
+        message = (
+            "The checkpoint's job has made no adapter yet, and an alias names a version of one: wait until the job has "
+            "succeeded, or make a job that goes on from the checkpoint (continue_from)."
+        )
+        raise errors.bad_request(message, param="id", code="checkpoint_of_no_version")
+    return _found(session, account, name), None
 
 
 def _found(session: Session, account: Account, name: str) -> Adapter:

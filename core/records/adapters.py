@@ -1,6 +1,6 @@
 """The registry of fine-tuned models: which name means which weights, for whom. What is deleted is missing."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ MANY = 500  # contents asked after at once
 
 
 class Aliased(ValueError):
-    """An alias points to the adapter, so it is not deleted. The message names it, for the customer."""
+    """An alias points to the adapter or the checkpoint, so it is not deleted. The message names the alias."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,31 @@ def resolve(session: Session, account: Account, name: str, *, base_models: Conta
     adapter = session.scalars(_adapters(account).where(Adapter.name == name)).one_or_none()
     if adapter is not None:
         return of_adapter(adapter)
-    found = session.execute(_checkpoints(account).where(Checkpoint.model_name == name)).one_or_none()
-    if found is not None:
-        return _of_checkpoint(*found)
+    step = _step(session, account, name)
+    if step is not None:
+        return _of_checkpoint(*step)
     adapter = find(session, account, name)
     return None if adapter is None else of_adapter(adapter)
 
 
 def find(session: Session, account: Account, name_or_id: str) -> Adapter | None:
-    """The account's adapter by its name, its id, its version or an alias."""
+    """The account's adapter by its name, its id, its version or an alias; of a checkpoint's alias its job's adapter."""
     either = or_(Adapter.name == name_or_id, Adapter.id == name_or_id)
     found = session.scalars(_adapters(account).where(either)).one_or_none()
     return found or aliases.resolve(session, account, name_or_id)
+
+
+def made_by_step(session: Session, account: Account, name: str) -> tuple[Adapter, Checkpoint] | None:
+    """The account's checkpoint of this name, or that this alias means, and the adapter that its job made.
+
+    None where there is no such checkpoint, or its job has made no adapter, or one that was deleted.
+    """
+    found = _step(session, account, name)
+    if found is None:
+        return None
+    step, job = found
+    adapter = session.scalars(_adapters(account).where(Adapter.job_id == job.id)).one_or_none()
+    return None if adapter is None else (adapter, step)
 
 
 def listed(session: Session, account: Account, *, after: str | None = None, limit: int = 20) -> Page[Adapter]:
@@ -117,7 +130,8 @@ def models(session: Session, account: Account) -> list[Model]:
 def delete(session: Session, account: Account, name: str) -> bool:
     """Nobody can call the model from now on. With an adapter go its job's checkpoints; a checkpoint goes alone.
 
-    False where the account has no such model. Raises Aliased: who calls it by an alias would suddenly find nothing.
+    False where the account has no such model. Raises Aliased: who calls it by an alias, or one of the checkpoints that
+    go with it, would suddenly find nothing.
     """
     adapter = find(session, account, name)
     if adapter is not None:
@@ -127,6 +141,7 @@ def delete(session: Session, account: Account, name: str) -> bool:
     else:
         mine = select(Job.id).where(*of(Job, account))
         kept = select(Checkpoint).where(Checkpoint.model_name == name, Checkpoint.job_id.in_(mine))
+        _step_must_be_free(session, account, name)
     rows = session.scalars(kept).all()
     if adapter is None and not rows:
         return False
@@ -140,8 +155,24 @@ def delete(session: Session, account: Account, name: str) -> bool:
 
 def _must_be_free(session: Session, account: Account, adapter: Adapter) -> None:
     if held := aliases.pointing_to(session, account, [adapter.id]).get(adapter.id):
-        names = ", ".join(f"{adapter.family}@{alias}" for alias in held)
-        raise Aliased(f"{names} means this adapter: move or remove the alias first")
+        raise _aliased(adapter, held, "means this adapter")
+    if of_steps := aliases.of_steps(session, account, [adapter.id]).get(adapter.id):
+        raise _aliased(adapter, list(of_steps), "means a checkpoint that would go with it")
+
+
+def _step_must_be_free(session: Session, account: Account, name: str) -> None:
+    found = made_by_step(session, account, name)
+    if found is None:
+        return
+    adapter, step = found
+    named = aliases.of_steps(session, account, [adapter.id]).get(adapter.id, {})
+    if held := [alias for alias, meant in named.items() if meant.checkpoint_id == step.id]:
+        raise _aliased(adapter, held, "means this checkpoint")
+
+
+def _aliased(adapter: Adapter, held: Sequence[str], why: str) -> Aliased:
+    names = ", ".join(f"{adapter.family}@{alias}" for alias in held)
+    return Aliased(f"{names} {why}: move or remove the alias first")
 
 
 def deleted(session: Session, digests: Iterable[str]) -> list[str]:
@@ -205,6 +236,12 @@ def _precision(told: object) -> BasePrecision:
 
 def _adapters(account: Account) -> Select[Adapter]:
     return select(Adapter).where(*of(Adapter, account), Adapter.deleted_at.is_(None))
+
+
+def _step(session: Session, account: Account, name: str) -> tuple[Checkpoint, Job] | None:
+    """The account's checkpoint of this name, or that this alias means, and its job."""
+    found = session.execute(_checkpoints(account).where(Checkpoint.model_name == name)).one_or_none()
+    return aliases.checkpoint(session, account, name) if found is None else (found[0], found[1])
 
 
 def _checkpoints(account: Account) -> Select[Checkpoint, Job]:

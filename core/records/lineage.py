@@ -125,19 +125,22 @@ class _Walk:
         return rows
 
     def going_on_from(self, adapter: Adapter) -> Select[Job]:
-        """The account's jobs that went on from an adapter, or started from it."""
+        """The account's jobs that went on from an adapter or from a checkpoint of its job, or started from it."""
         names = (Job.spec["continue_from_sha256"].as_string(), Job.spec["init_adapter_sha256"].as_string())
-        meant = or_(*(name == adapter.blob_sha256 for name in names))
+        digests = [adapter.blob_sha256, *self._digests_of(adapter.job_id)]
+        meant = or_(*(name.in_(digests) for name in names))
         return select(Job).where(*of(Job, self._account), meant).order_by(Job.created_at, Job.id)
 
     def later_than(self, job: Job, adapter: Adapter | None) -> Select[Job]:
         """The account's jobs that did a job again, or went on from one of its checkpoints or from its adapter."""
-        kept = select(Checkpoint.adapter_sha256).where(Checkpoint.job_id == job.id)
-        digests = [digest for digest in self._session.scalars(kept) if digest]
-        digests += [adapter.blob_sha256] if adapter else []
+        digests = self._digests_of(job.id) + ([adapter.blob_sha256] if adapter else [])
         names = (Job.spec["continue_from_sha256"].as_string(), Job.spec["init_adapter_sha256"].as_string())
         came_of_it = or_(Job.retry_of == job.id, *(name.in_(digests) for name in names))
         return select(Job).where(*of(Job, self._account), came_of_it).order_by(Job.created_at, Job.id)
+
+    def _digests_of(self, job_id: str | None) -> list[str]:
+        kept = select(Checkpoint.adapter_sha256).where(Checkpoint.job_id == job_id)
+        return [digest for digest in self._session.scalars(kept) if digest]
 
     def _file(self, job: Job, file_id: str | None, bond: Bond) -> None:
         row = self._session.get(File, file_id) if file_id else None

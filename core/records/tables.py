@@ -207,13 +207,17 @@ class Adapter(Owned, Table):
 
 
 class AdapterAlias(Owned, Table):
-    """A name within a family of adapters that points to one of them, and may be moved: FAMILY@ALIAS."""
+    """A name within a family of adapters that points to one of them, and may be moved: FAMILY@ALIAS.
+
+    checkpoint_id: of another step of the job that made the adapter, where the alias means that and not what is served.
+    """
 
     __tablename__ = "adapter_aliases"
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     family: Mapped[str] = mapped_column(String(64))
     alias: Mapped[str] = mapped_column(String(32))
     adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    checkpoint_id: Mapped[str | None] = mapped_column(ForeignKey("checkpoints.id"))
     moved_at: Mapped[float]
     __table_args__ = (UniqueConstraint("project_id", "family", "alias", name="one_alias_of_a_name"),)
 

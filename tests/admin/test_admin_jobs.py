@@ -161,7 +161,7 @@ def test_an_adapter_is_promoted_from_its_job(service, page):
     job = service.adapter()
     page.goto(f"{service.url}/admin/jobs/{job['id']}")
     page.get_by_label("Alias").fill("stable")
-    page.get_by_role("button", name="Promote").click()
+    page.get_by_role("button", name="Promote", exact=True).click()
     page.get_by_text("@stable").wait_for()
     assert service.http.get("/v1/adapters/support@stable").json()["name"] == job["fine_tuned_model"]
     assert page.locator("svg.lineage a", has_text="adapter").locator("title").text_content() == job["fine_tuned_model"]

@@ -3,6 +3,8 @@
 import json
 from itertools import combinations
 
+from browser import axe_faults
+
 from api.admin.lineage_drawing import HEIGHT, WIDTH, drawn
 from core.records import audit
 from core.records.lineage import Edge, Lineage, Node
@@ -82,11 +84,11 @@ def test_an_alias_moves_only_once_it_is_meant_and_says_from_where(service, page)
     second = service.http.get("/v1/adapters/support@v2").json()["id"]
     page.goto(f"{service.url}/admin/adapters/{second}")
     page.get_by_label("Let an alias mean v2").fill("production")
-    page.get_by_role("button", name="Promote").click()
+    page.get_by_role("button", name="Promote", exact=True).click()
     assert "Move support@production from v1 to v2?" in page.locator("#confirm-question").inner_text()
     page.get_by_role("button", name="Keep it as it is").click()
     assert service.http.get("/v1/adapters/support@production").json()["version"] == 1
-    page.get_by_role("button", name="Promote").click()
+    page.get_by_role("button", name="Promote", exact=True).click()
     page.locator("#confirm-yes").click()
     page.get_by_role("heading", name="@production").wait_for()
     assert service.http.get("/v1/adapters/support@production").json()["version"] == 2
@@ -94,10 +96,38 @@ def test_an_alias_moves_only_once_it_is_meant_and_says_from_where(service, page)
         moved = audit.listed(session, service.account, action="alias.moved").rows[0]
     assert (moved.target, moved.key_id) == ("support@production from v1 to v2", service.account.key_id)
     page.get_by_label("Let an alias mean v2").fill("v7")
-    page.get_by_role("button", name="Promote").click()
+    page.get_by_role("button", name="Promote", exact=True).click()
     page.locator("#confirm-yes").click()
     page.locator("#promote-problem .problem").wait_for()
     page.faults.clear()  # the browser tells of the refused request
+
+
+def test_a_checkpoint_is_promoted_from_its_row_by_keyboard_once_it_is_meant(service, page):
+    job = service.adapter("support")
+    service.http.post("/v1/adapters/support@v1/aliases/production")
+    page.goto(f"{service.url}/admin/jobs/{job['id']}")
+    button = page.get_by_role("button", name="Promote step 1")
+    button.focus()
+    page.keyboard.press("Enter")
+    assert "Move support@production from v1 to v1 step 1?" in page.locator("#promote-says").inner_text()
+    assert axe_faults(page) == []
+    for _ in range(6):  # the dialog keeps the focus, but for the browser's own bars
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('dialog')")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.dataset.promote") == f"{job['fine_tuned_model']}:ckpt-step-1"
+    assert service.http.get("/v1/adapters/support@v1").json()["checkpoint_aliases"] == {}
+    page.keyboard.press("Enter")
+    page.keyboard.type("canary")  # what stood there is marked, so that it is written over
+    assert "Let support@canary mean v1 step 1?" in page.locator("#promote-says").inner_text()
+    page.keyboard.press("Enter")
+    page.locator(".chip", has_text="@canary").wait_for()
+    told = service.http.get("/v1/adapters/support@v1").json()
+    assert (told["aliases"], told["checkpoint_aliases"]) == (["production"], {"canary": 1})
+    page.goto(f"{service.url}/admin/adapters/{told['id']}")
+    assert "v1 step 1" in page.locator("li", has_text="support@canary").inner_text()
+    page.get_by_role("button", name="Move to v1: @canary").click()
+    assert "Move support@canary from v1 step 1 to v1?" in page.locator("#confirm-question").inner_text()
 
 
 def test_the_drawing_is_read_and_walked_without_a_pointer(service, page):

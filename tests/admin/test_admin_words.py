@@ -39,6 +39,7 @@ def chosen():
         *(f"kind.{name}" for name in get_args(Kind)),
         *(f"{part}.{name}" for part in ("bond", "sentence") for name in get_args(Bond)),
         *(field.description for field in fields if field.description),
+        *(f"word.{word}{said}" for field in fields for word in field.words for said in ("", ".says")),
         *(ROOM / "script_words.txt").read_text(encoding="utf-8").splitlines(),
     }
 
@@ -64,6 +65,6 @@ def test_what_scripts_say_is_given_to_them():
 
 
 def test_names_of_methods_and_formats_are_words_in_english_too():
-    prefixes = ("method.", "format.", "tier.", "kind.", "bond.", "sentence.")
+    prefixes = ("method.", "word.", "format.", "tier.", "kind.", "bond.", "sentence.")
     keys = {key for key in catalogue("zh") if key.startswith(prefixes)}
     assert keys <= catalogue("en").keys()

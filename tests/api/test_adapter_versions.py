@@ -4,7 +4,8 @@ import pytest
 from asking import ask, usage_rows
 from serving import BASE
 
-from core.records import presences
+from core.blobs import open_store
+from core.records import jobs, presences
 
 
 def error_of(answer, status):
@@ -97,3 +98,38 @@ def test_a_stranger_finds_and_moves_nothing(service, two):
         ):
             assert stranger.request(method, path).status_code == 404, (method, path)
     assert service.http.get("/v1/adapters/support@production").json()["name"] == two[0]
+
+
+@pytest.mark.usefixtures("engine")
+def test_an_alias_of_a_checkpoint_is_answered_downloaded_and_guarded_as_that(service, two):
+    step = f"{two[1]}:ckpt-step-1"
+    promoted = promote(service, step).json()
+    assert (promoted["version"], promoted["aliases"], promoted["checkpoint_aliases"]) == (2, [], {"production": 1})
+    assert ask(service, model="support@production").json()["model"] == step
+    assert service.http.get("/v1/models/support@production").json()["id"] == step
+    named, by_alias = (service.http.get(f"/v1/adapters/{name}/download") for name in (step, "support@production"))
+    assert (by_alias.status_code, by_alias.headers["content-disposition"]) == (
+        200,
+        named.headers["content-disposition"],
+    )
+    assert promote(service, "support@production", "previous").json()["checkpoint_aliases"] == {
+        "previous": 1,
+        "production": 1,
+    }
+    for path in (f"/v1/models/{step}", f"/v1/models/{two[1]}", f"/v1/adapters/{two[1]}"):
+        assert error_of(service.http.delete(path), 409)["code"] == "model_has_alias"
+    assert promote(service, "support@v1").json()["aliases"] == ["production"]
+    assert ask(service, model="support@production").json()["model"] == two[0]
+    assert service.http.delete("/v1/adapters/support/aliases/previous").status_code == 200
+    assert service.http.delete(f"/v1/models/{step}").status_code == 200
+    assert error_of(promote(service, step), 404)["code"] == "adapter_not_found"
+
+
+def test_a_checkpoint_of_a_job_that_has_made_nothing_yet_is_not_promoted(service):
+    job_id = service.job(suffix="support").json()["id"]
+    held = jobs.claim(service.database, owner="test", lease_s=60, job_id=job_id)
+    blob = open_store(service.settings).put_bytes(b"zip")
+    name = jobs.record_checkpoint(service.database, held, step=1, metrics={}, adapter=blob).model_name
+    error = error_of(promote(service, name), 400)
+    assert (error["code"], "has made no adapter yet" in error["message"]) == ("checkpoint_of_no_version", True)
+    assert error_of(promote(service, name, http=service.stranger()), 404)["code"] == "adapter_not_found"

@@ -11,10 +11,10 @@ document.getElementById("promote")?.addEventListener("submit", async (event) => 
   const form = event.target;
   const alias = document.getElementById("alias").value.trim();
   const { adapter, family, version } = form.dataset;
-  const said = { name: `${family}@${alias}`, before: JSON.parse(form.dataset.named)[alias], after: version };
+  const said = { name: `${family}@${alias}`, before: JSON.parse(form.dataset.named)[alias], after: `v${version}` };
   const question = said.before
-    ? t("Move {name} from v{before} to v{after}? The next request is answered by v{after}.", said)
-    : t("Let {name} mean v{after}? It means nothing yet.", said);
+    ? t("Move {name} from {before} to {after}? The next request is answered by {after}.", said)
+    : t("Let {name} mean {after}? It means nothing yet.", said);
   if (!(await confirmed(question, event.submitter.textContent.trim()))) return;
   try {
     await ask("POST", `/v1/adapters/${adapter}/aliases/${encodeURIComponent(alias)}`);

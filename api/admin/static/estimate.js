@@ -14,6 +14,14 @@ Graft.span = (seconds) => {
   if (seconds < 5400) return t("{n} min", { n: Math.round(seconds / 60) });
   return t("{n} h", { n: (seconds / 3600).toFixed(1) });
 };
+/** What the search of a learning rate is among what is foretold. */
+Graft.searchCost = ({ rate_search: cost }) => {
+  const { t, number, span } = Graft;
+  const share = `${Math.round(cost.share * 100)} %`;
+  return t("{n} rates are tried first: {steps} steps and {tokens} tokens together, {share} of the run's own work, about {time}.", {
+    n: cost.candidates, steps: number(cost.steps), tokens: number(cost.tokens + cost.judged_tokens), share, time: span(cost.seconds),
+  });
+};
 Graft.estimate = (place, found) => {
   const { t, make, size, number, span } = Graft;
   const tiles = [
@@ -38,6 +46,7 @@ Graft.estimate = (place, found) => {
   }[found.seconds_basis];
   const device = found.device ? ` ${t("The device has {size}.", { size: size(found.device.memory_bytes) })}` : "";
   parts.push(make("p.quiet.small", {}, basis + device));
+  if (found.rate_search) parts.push(make("p", {}, Graft.searchCost(found)));
   const resolved = { ...found.hyperparameters, ...found.training };
   const rows = Object.entries(resolved).filter(([, value]) => value !== null && typeof value !== "object");
   if (rows.length) {

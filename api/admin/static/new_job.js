@@ -8,9 +8,14 @@
   const method = () => form.querySelector('[name="method"]:checked').value;
   let language = "curl";
 
+  /** The word that stands in place of a number, where it is chosen. */
+  const insteadOf = (input) => form.querySelector(`[data-instead="${input.id}"]:checked`)?.value;
+
   /** What an input says, undefined where it says what it would anyhow. */
   function said(input) {
     const { kind } = input.dataset;
+    const instead = insteadOf(input);
+    if (instead) return instead;
     if (kind === "check") return input.checked === (input.dataset.default === "true") ? undefined : input.checked;
     const text = input.value.trim();
     if (text === "" || text === input.dataset.default) return undefined;
@@ -136,12 +141,21 @@
     try {
       const found = await (await ask("POST", "/v1/fine_tuning/estimate", body(), asking.signal)).json();
       Graft.estimate(at("estimated"), found);
+      tellCost(found);
       at("estimated").setAttribute("aria-busy", "false");
     } catch (problem) {
       if (problem.name === "AbortError") return;
       at("estimated").replaceChildren(make("p.quiet", {}, problem.message));
+      tellCost(null);
       at("estimated").setAttribute("aria-busy", "false");
     }
+  }
+
+  /** What the search of a learning rate adds, beside the box that asks for it. */
+  function tellCost(found) {
+    const place = at("training-learning_rate-search-says");
+    if (found?.rate_search) place.textContent = Graft.searchCost(found);
+    else place.textContent = t(at("training-learning_rate-search").checked && !found ? "What it costs is not known: no engine counts the data now." : "word.search.says");
   }
 
   function changed() {
@@ -160,8 +174,15 @@
   form.addEventListener("input", () => {
     for (const place of form.querySelectorAll(".of-method")) place.hidden = place.id !== `method-${method()}`;
     if (method() === "p_tuning") template.open();
+    settle();
     changed();
   });
+  /** A number that a word stands in for is kept, and cannot be written meanwhile. */
+  function settle() {
+    for (const box of form.querySelectorAll("[data-instead]")) at(box.dataset.instead).disabled = box.checked;
+  }
+
   at("look-now").addEventListener("click", look);
+  settle(); // a browser that comes back to the page keeps what was marked
   changed();
 })();

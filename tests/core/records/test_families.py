@@ -4,6 +4,7 @@ import pytest
 
 from core.blobs import Blob
 from core.records import adapters, aliases, families
+from core.records.aliases import Meaning
 
 
 @pytest.fixture
@@ -61,5 +62,5 @@ def test_a_family_says_which_version_each_of_its_aliases_means(db, account, made
         aliases.move(session, account, one, "production")
         aliases.move(session, account, two, "canary")
     with db.session() as session:
-        assert aliases.of_family(session, account, "bot") == {"canary": 2, "production": 1}
+        assert aliases.of_family(session, account, "bot") == {"canary": Meaning(2), "production": Meaning(1)}
         assert aliases.of_family(session, account, "else") == {}

@@ -58,9 +58,9 @@ def test_a_graph_leads_from_datasets_through_jobs_to_adapters_and_on(grow, trace
         (f"adapter {a.name}", "continued_from", "job b"),
         ("job b", "made", f"adapter {b.name}"),
     }
-    assert bonds(trace(a)) == made_a | made_b
-    assert bonds(trace(b)) == made_a | made_b
     of_c = trace(c)
+    # What went on from b's checkpoint came of b too; c came of the checkpoint, and b's adapter had no part in it.
+    assert bonds(trace(a)) == bonds(trace(b)) == bonds(of_c) | made_b
     assert bonds(of_c) - made_a - made_b == {
         ("file c0", "trained_on", "job c"),
         ("file c1", "validated_on", "job c"),
