@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009_alias_of_checkpoint"
-down_revision = "0008_evaluation_rows"
+revision = "0010_alias_of_checkpoint"
+down_revision = "0009_names_of_blobs"
 branch_labels = None
 depends_on = None
 
