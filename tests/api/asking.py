@@ -26,7 +26,7 @@ def usage_rows(service):
         return [(row.model, row.prompt_tokens, row.completion_tokens) for row in session.query(Usage)]
 
 
-def eventually(condition, within_s=5.0):
+def eventually(condition, within_s=60.0):
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-import time
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -73,12 +73,13 @@ def test_a_front_end_that_does_not_answer_is_what_is_missing():
 
 
 def test_one_request_to_stop_may_arrive_twice_and_counts_once(requests, monkeypatch):
-    monkeypatch.setattr(launch, "SAME_SIGNAL_S", 0.2)
+    now = 100.0
+    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: now))
     for _ in range(3):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
     assert (requests.is_asked(), requests.is_urgent()) == (True, False)
-    time.sleep(0.25)
+    now += launch.SAME_SIGNAL_S
     os.kill(os.getpid(), signal.SIGINT)
     assert requests.is_urgent()
 
@@ -104,7 +105,8 @@ def test_a_port_in_use_is_refused_with_its_setting(monkeypatch):
         launch.await_free_port(Settings(port=taken.getsockname()[1]))
 
 
-def test_a_port_that_becomes_free_is_waited_for():
+def test_a_port_that_becomes_free_is_waited_for(monkeypatch):
+    monkeypatch.setattr(launch, "PORT_FREE_WITHIN_S", 60.0)
     taken = socket.create_server(("127.0.0.1", 0))
     threading.Timer(0.3, taken.close).start()
     launch.await_free_port(Settings(port=taken.getsockname()[1]))

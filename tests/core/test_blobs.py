@@ -210,12 +210,12 @@ def test_nobody_sees_half_a_blob_while_it_is_written(tmp_path):
     def slowly():
         yield CONTENT[:4000]
         halfway.set()
-        go_on.wait(10)
+        go_on.wait(60)
         yield CONTENT[4000:]
 
     writer = threading.Thread(target=store._publish, args=[slowly()])
     writer.start()
-    assert halfway.wait(10)
+    assert halfway.wait(60)
     with pytest.raises(MissingBlob):
         store.size(SHA256)
     go_on.set()

@@ -53,7 +53,7 @@ def divided(tmp_path_factory, request):
     divide(model, team)
     yield team, model, _model(request.param)
     dismiss(team)
-    other.join(30)
+    other.join(120)
     assert other.exitcode == 0
 
 

@@ -47,7 +47,7 @@ def team(tmp_path_factory):
         met = Team.meet(0, 2, CPU, at=at)
     yield met
     dismiss(met)
-    other.join(30)
+    other.join(120)
     assert other.exitcode == 0
 
 

@@ -4,7 +4,9 @@ Jobs in step take turns; a turn lasts as long as the longest of their steps woul
 
 It trains for spec.n_epochs steps of spec.learning_rate seconds. The training file's first line, a JSON object, may ask
 for a fault: {"user_error": true}, {"not_finite_at": step}, {"die_at": step} (always), {"needs_tokens_at_most": n}
-(out of memory above), {"hang_at": step}, {"deaf": true} (SIGTERM changes nothing), {"grandchild": true}.
+(out of memory above), {"hang_at": step}, {"deaf": true} (SIGTERM changes nothing), {"grandchild": true},
+{"stand_at": step} (its first attempt goes no further until asked to leave, or until a file "go" lies in TMPDIR: a job
+that still runs, however long its test is kept from the processor).
 """
 
 import contextlib
@@ -144,7 +146,7 @@ class FakeTrainer:
             if self.is_draining:
                 self.checkpoint()
                 return DRAINED
-            return self.turn()
+            return None if self.is_standing() else self.turn()
         adapter = write_adapter(self.assignment.work_dir / "adapters" / "final.zip", self.state)
         details = {"parameters": 100, "peft_type": "LORA", "base_precision": "fp32"}
         metrics = {"train_loss": self.loss}
@@ -154,6 +156,10 @@ class FakeTrainer:
             )
         )
         return FINISHED
+
+    def is_standing(self) -> bool:
+        is_there = self.step == self.faults.get("stand_at") and self.assignment.lease_epoch == 1
+        return is_there and not Path(os.environ["TMPDIR"], "go").exists()
 
     def turn(self) -> int | None:
         self.step += 1

@@ -37,7 +37,7 @@ def test_what_is_no_message_at_all_costs_a_restart_and_no_job(service):
     service.bell.ring(job_id)
     service.wait_for_step(job_id, 2)
     service.redis().lpush("graft:train", "not json")
-    assert worker.wait() == 1
+    assert worker.wait(within=120) == 1
     service.start_worker()
     service.wait_for_end(job_id)
     service.assert_finished_once(job_id, steps=40)

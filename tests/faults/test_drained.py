@@ -16,7 +16,7 @@ def drain(service):
 
 def test_a_drained_worker_s_job_goes_on_at_another_and_the_bell_is_the_other_s(service):
     drained = service.start_worker()
-    job_id = service.submit(steps=300, step_s=0.02)
+    job_id = service.submit({"stand_at": 12}, steps=60, step_s=0.01)
     service.bell.ring(job_id)
     service.wait_for_step(job_id, 2)
     drain(service)
@@ -29,7 +29,7 @@ def test_a_drained_worker_s_job_goes_on_at_another_and_the_bell_is_the_other_s(s
     service.start_worker()
     service.wait_for_end(later)
     service.wait_for_end(job_id)
-    service.assert_finished_once(job_id, steps=300)
+    service.assert_finished_once(job_id, steps=60)
     service.assert_finished_once(later, steps=2, seed=1)
     assert drained.process.poll() is None, "it stays until it is stopped"
 

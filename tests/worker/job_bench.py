@@ -23,12 +23,12 @@ from core.specs.training import TrainSpec
 FAKE_TRAINER = Path(__file__).parents[1] / "faults" / "fake_trainer.py"
 BASE = "smollm2-135m-instruct"  # the catalogue's; the fake trainer never opens it
 FAST = {
-    "lease_s": 2.0,
+    "lease_s": 60.0,  # no process is kept from the processor for so long; who wants to see one end calls expire()
     "heartbeat_s": 0.3,
     "poll_s": 1.0,
     "sweep_s": 0.5,
     "retry_base_s": 0.05,
-    "drain_s": 10.0,
+    "drain_s": 60.0,
     "checkpoint_steps": 5,
     "jobs_in_step": 1,
 }
@@ -111,6 +111,15 @@ class JobBench:
     def set(self, job_id, **values):
         with self.db.writing() as session:
             session.execute(update(Job).where(Job.id == job_id).values(**values))
+
+    def expire(self, job_id):
+        """The lease of who holds the job is over, as if that time had passed. Not while he can renew it."""
+        with self.db.writing() as session:
+            session.execute(update(Job).where(Job.id == job_id, Job.state == "running").values(lease_until=0))
+
+    def let_go(self):
+        """Those who stand go on."""
+        (self.folder / "go").touch()
 
     def cancel(self, job_id):
         with self.db.writing() as session:

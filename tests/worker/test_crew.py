@@ -11,7 +11,7 @@ from core.records import jobs
 from worker.crew import Crew
 from worker.publishing import Publisher
 from worker.seat import Seat
-from worker.training import Workshop
+from worker.training import Stop, Workshop
 
 
 @pytest.fixture(autouse=True)
@@ -84,16 +84,18 @@ class Worker:
         return Noted.seen[0]._child.pid
 
 
-LONG = {"steps": 100_000, "step_s": 0.01}
+LONG = {"steps": 100_000, "step_s": 0.05}  # never over; and few steps to be written while a test goes on
+STANDING = {"stand_at": 20}  # until let_go(): a job that must not be over before the other has left
 
 
 def test_jobs_that_wait_are_trained_by_one_trainer_and_each_ends_as_if_alone(worker):
     bench = worker.bench
-    ids = [bench.submit(steps=20 + 5 * seed, step_s=0.02, seed=seed) for seed in range(4)]
-    worker.start()
+    ids = [bench.submit(STANDING, steps=21 + 5 * seed, step_s=0.01, seed=seed) for seed in range(4)]
+    worker.together(*ids)
+    bench.let_go()
     for seed, job_id in enumerate(ids):
         bench.wait_for_end(job_id)
-        bench.assert_finished_once(job_id, steps=20 + 5 * seed, seed=seed)
+        bench.assert_finished_once(job_id, steps=21 + 5 * seed, seed=seed)
         assert bench.job(job_id).attempt == 1
         assert bench.checkpoints(job_id)
     assert [len(crew.children) for crew in Noted.seen] == [1]
@@ -103,7 +105,7 @@ def test_no_more_than_the_setting_says_train_together(make_bench):
     worker = make_bench(jobs_in_step=2)
     bench = worker.bench
     ids = [bench.submit(seed=seed, **LONG) for seed in range(3)]
-    worker.together(*ids[:2], step=30)
+    worker.together(*ids[:2], step=10)
     assert bench.job(ids[2]).state == "queued"
     bench.cancel(ids[0])
     bench.wait_for_step(ids[2], 2)
@@ -122,7 +124,7 @@ def test_a_small_job_after_a_huge_one_is_done_long_before_it(worker):
     bench.wait_for_end(small)
     bench.assert_finished_once(small, steps=5, seed=1)
     assert bench.job(huge).state == "running"
-    assert bench.job(huge).step < 5000
+    assert bench.job(huge).step < LONG["steps"] / 2
     bench.cancel(huge)
     bench.wait_for_end(huge)
 
@@ -135,7 +137,7 @@ def test_one_after_another_a_small_job_waits_for_the_huge_one(make_bench):
     worker.start()
     bench.wait_for_step(huge, 2)
     small = bench.submit(steps=5, seed=1)
-    bench.wait_for_step(huge, bench.job(huge).step + 50)
+    bench.wait_for_step(huge, bench.job(huge).step + 10)
     assert bench.job(small).state == "queued"
     for job_id in (huge, small):
         bench.cancel(job_id)
@@ -144,40 +146,44 @@ def test_one_after_another_a_small_job_waits_for_the_huge_one(make_bench):
 
 def test_a_cancelled_one_leaves_and_the_other_goes_on_in_the_same_trainer(worker):
     bench = worker.bench
-    leaving, staying = bench.submit(**LONG), bench.submit(steps=150, step_s=0.01, seed=1)
+    leaving, staying = bench.submit(**LONG), bench.submit(STANDING, steps=50, step_s=0.01, seed=1)
     pid = worker.together(leaving, staying)
     bench.cancel(leaving)
     assert bench.wait_for_end(leaving).state == "cancelled"
     assert bench.adapters(leaving) == []
     assert is_running(pid)
+    bench.let_go()
     bench.wait_for_end(staying)
-    bench.assert_finished_once(staying, steps=150, seed=1)
-    assert Noted.seen[0].children == [(pid, 0)]
+    bench.assert_finished_once(staying, steps=50, seed=1)
+    wait_until(lambda: Noted.seen[0].children == [(pid, 0)])
 
 
 def test_a_paused_one_leaves_and_the_other_goes_on_in_the_same_trainer(worker):
     bench = worker.bench
-    resting, staying = bench.submit(steps=200, step_s=0.01), bench.submit(steps=150, step_s=0.01, seed=1)
+    resting, staying = (bench.submit(STANDING, steps=50, step_s=0.01, seed=seed) for seed in range(2))
     pid = worker.together(resting, staying)
     bench.pause(resting)
     bench.wait_for(resting, "paused")
     assert is_running(pid)
+    bench.let_go()
     bench.wait_for_end(staying)
-    bench.assert_finished_once(staying, steps=150, seed=1)
-    assert Noted.seen[0].children == [(pid, 0)]
+    bench.assert_finished_once(staying, steps=50, seed=1)
+    wait_until(lambda: Noted.seen[0].children == [(pid, 0)])
     bench.resume(resting)
     bench.wait_for_end(resting)
-    bench.assert_finished_once(resting, steps=200)
+    bench.assert_finished_once(resting, steps=50)
     last = max(step for epoch, step in bench.steps(resting) if epoch == 1)
-    assert [step for epoch, step in bench.steps(resting) if epoch == 2] == list(range(last + 1, 201))
+    assert [step for epoch, step in bench.steps(resting) if epoch == 2] == list(range(last + 1, 51))
 
 
 def test_one_that_does_not_hear_that_it_is_to_rest_is_stopped_when_its_worker_has_to_go(make_bench):
     worker = make_bench(drain_s=0.5)
     bench = worker.bench
-    deaf, staying = bench.submit({"deaf": True}, **LONG), bench.submit(steps=100, step_s=0.01, seed=1)
+    deaf, staying = bench.submit({"deaf": True}, **LONG), bench.submit(STANDING, steps=50, step_s=0.01, seed=1)
     worker.together(deaf, staying)
     bench.pause(deaf)
+    wait_until(lambda: Noted.seen[0]._attempts[deaf].stop is Stop.PAUSED)
+    bench.let_go()
     bench.wait_for_end(staying)
     assert bench.job(deaf).state == "running"
     worker.shop.closing.set()
@@ -217,21 +223,23 @@ def test_the_leases_of_all_are_renewed_while_they_train(worker):
 
 def test_one_whose_lease_is_lost_writes_nothing_more_and_the_other_goes_on(worker):
     bench = worker.bench
-    lost, kept = bench.submit(**LONG), bench.submit(steps=200, step_s=0.01, seed=1)
+    lost, kept = bench.submit(**LONG), bench.submit(STANDING, steps=50, step_s=0.01, seed=1)
     pid = worker.together(lost, kept)
-    bench.set(lost, lease_until=0)
+    bench.expire(lost)
     usurper = jobs.claim(bench.db, owner="usurper", lease_s=60, job_id=lost)
     assert usurper
+    wait_until(lambda: lost not in Noted.seen[0]._attempts)
+    bench.let_go()
     bench.wait_for_end(kept)
-    bench.assert_finished_once(kept, steps=200, seed=1)
+    bench.assert_finished_once(kept, steps=50, seed=1)
     job = bench.job(lost)
     assert (job.state, job.lease_owner, job.lease_epoch) == ("running", "usurper", 2)
-    assert Noted.seen[0].children[0][0] == pid
+    wait_until(lambda: Noted.seen[0].children == [(pid, 0)])
 
 
 def test_all_are_drained_when_the_worker_has_to_go(worker):
     bench = worker.bench
-    ids = [bench.submit(steps=300, step_s=0.01, seed=seed) for seed in range(2)]
+    ids = [bench.submit(STANDING, steps=50, step_s=0.01, seed=seed) for seed in range(2)]
     worker.together(*ids)
     worker.close()
     for job_id in ids:
@@ -242,7 +250,7 @@ def test_all_are_drained_when_the_worker_has_to_go(worker):
 
 def test_a_killed_trainer_is_a_death_for_both_and_both_end_with_their_own_bytes(worker):
     bench = worker.bench
-    ids = [bench.submit(steps=60, step_s=0.02, seed=seed) for seed in range(2)]
+    ids = [bench.submit({"stand_at": 15}, steps=60, step_s=0.01, seed=seed) for seed in range(2)]
     pid = worker.together(*ids, step=12)
     os.kill(pid, signal.SIGKILL)
     for seed, job_id in enumerate(ids):
@@ -265,10 +273,12 @@ def test_a_job_that_kills_every_trainer_takes_nobody_with_it(worker, die_at):
 
 def test_where_memory_is_not_enough_for_two_the_first_goes_on_alone(worker):
     bench = worker.bench
-    first = bench.submit(steps=100, step_s=0.01)
+    first = bench.submit(STANDING, steps=50, step_s=0.01)
     greedy = bench.submit({"needs_tokens_at_most": 512}, steps=5, seed=1)
     worker.start()
-    for job_id, steps, seed in ((first, 100, 0), (greedy, 5, 1)):
+    wait_until(worker.shop.is_crowded.is_set)
+    bench.let_go()
+    for job_id, steps, seed in ((first, 50, 0), (greedy, 5, 1)):
         assert bench.wait_for_end(job_id).attempt == 1
         bench.assert_finished_once(job_id, steps=steps, seed=seed)
     assert worker.shop.most_in_step == 1

@@ -69,7 +69,7 @@ def drain(bench):
 def test_a_drained_trainer_gives_its_job_back_and_stays_idle(station_of, is_away):
     control = Control(is_away=is_away)
     station, bench = station_of(control)
-    job_id = bench.submit(steps=100_000, step_s=0.01)
+    job_id = bench.submit(steps=100_000, step_s=0.05)
     bench.wait_for_step(job_id, 2)
     drain(bench)
     job = bench.wait_for(job_id, "queued")

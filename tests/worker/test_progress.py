@@ -1,4 +1,5 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 from job_bench import JobBench, wait_until
@@ -7,6 +8,7 @@ from sqlalchemy.exc import OperationalError
 from core.records import jobs
 from core.records.events import Event
 from core.specs.assignment import PhaseReport, StepReport, ValidationReport, WarningReport
+from worker import progress as module
 from worker.progress import Progress, Verdict, validation_event, validation_events
 
 
@@ -36,7 +38,7 @@ def bench(tmp_path):
 @pytest.fixture
 def held(bench):
     job_id = bench.submit()
-    return jobs.claim(bench.db, owner="worker", lease_s=2.0, job_id=job_id)
+    return jobs.claim(bench.db, owner="worker", lease_s=60.0, job_id=job_id)
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def lost():
 
 @pytest.fixture
 def progress(bench, held, lost):
-    return Progress(bench.db, held, lease_s=2.0, heartbeat_s=0.3, on_lost=lambda: lost.append(time.monotonic()))
+    return Progress(bench.db, held, lease_s=60.0, heartbeat_s=0.3, on_lost=lambda: lost.append("once"))
 
 
 def test_what_is_taken_is_written_in_order_without_being_asked(bench, held, progress):
@@ -71,7 +73,7 @@ def test_phases_that_take_turns_are_told_of_once_and_the_row_says_the_present_on
 
 
 def test_a_thousand_steps_a_second_are_a_few_writes(bench, held, progress, monkeypatch):
-    writes, record = [], jobs.record
+    writes, record, began_at = [], jobs.record, time.monotonic()
     monkeypatch.setattr(jobs, "record", lambda *args: (writes.append(1), record(*args)))
     with progress:
         for number in range(1, 1001):
@@ -79,7 +81,7 @@ def test_a_thousand_steps_a_second_are_a_few_writes(bench, held, progress, monke
             time.sleep(0.001)
         progress.write()
     assert len(bench.steps(held.job_id)) == 1000
-    assert len(writes) <= 12
+    assert len(writes) <= 3 + (time.monotonic() - began_at) / 0.2  # a heartbeat is 0.3 s, give or take a fifth
 
 
 def test_an_idle_run_keeps_its_lease(bench, held, progress):
@@ -147,13 +149,14 @@ def test_without_a_heartbeat_it_gives_up_before_the_lease_is_over(bench, held, l
         raise OperationalError("UPDATE", {}, Exception("gone"))
 
     monkeypatch.setattr(jobs, "beat", away)
-    began_at = time.monotonic()
-    with Progress(
-        bench.db, held, lease_s=4.0, heartbeat_s=0.3, on_lost=lambda: lost.append(time.monotonic())
-    ) as progress:
+    now = 100.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    with Progress(bench.db, held, lease_s=4.0, heartbeat_s=0.01, on_lost=lambda: lost.append(now)) as progress:
+        now += 2.5
+        assert progress.verdict is Verdict.GO_ON
+        now += 1.0
         wait_until(lambda: lost)
-    assert 2.5 < lost[0] - began_at < 4.0
-    assert progress.verdict is Verdict.LOST
+    assert (lost, progress.verdict) == ([103.5], Verdict.LOST)
 
 
 def test_a_validation_repeats_its_own_steps_metrics_and_no_others():

@@ -60,7 +60,7 @@ def test_an_attempt_that_fails_in_an_unforeseen_way_leaves_the_seat_free(worker)
 
     job_id = worker.bench.submit(steps=2)
     Seat(worker.shop, "worker", Broken).answer(job_id)
-    worker.bench.set(job_id, lease_until=0)
+    worker.bench.expire(job_id)
     Seat(worker.shop, "worker").answer(job_id)
     worker.bench.assert_finished_once(job_id, steps=2)
 

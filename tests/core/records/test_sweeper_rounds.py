@@ -28,7 +28,7 @@ class Bells:
 def swept(db, bells):
     sweeping = Sweeper(db, bells.ring, SETTINGS)
     sweeping.start()
-    assert bells.has_rung.wait(10)
+    assert bells.has_rung.wait(60)
     return sweeping
 
 

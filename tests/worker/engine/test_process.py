@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
@@ -49,6 +50,13 @@ def settings(new_base, tmp_path):
     return made
 
 
+def wait_until(holds):
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
 class Client(threading.Thread):
     """Does its work beside the process, which needs the main thread for its signals, and then asks it to stop."""
 
@@ -60,15 +68,13 @@ class Client(threading.Thread):
 
     def presence(self):
         with self.database.session() as session:
-            found = presences.alive(session, "engine")
+            found = presences.alive(session, "engine", stale_s=120.0)
         return found[0] if found else None
 
     def ready(self):
         """The presence, once it says that it is ready."""
-        deadline = time.monotonic() + 120
-        while (found := self.presence()) is None or not found.is_ready:
-            assert time.monotonic() < deadline, "never ready"
-            time.sleep(0.02)
+        wait_until(lambda: (found := self.presence()) and found.is_ready)
+        found = self.presence()
         self.http = httpx.Client(
             base_url=found.url,
             headers={"authorization": f"Bearer {self.settings.engine_token}"},
@@ -222,23 +228,39 @@ def test_it_shows_the_rows_of_a_file_or_of_a_request_by_its_own_tokeniser(settin
     assert live(settings, work) == 0
 
 
-def slow_steps(monkeypatch, step_s):
-    plain = process_module.Engine.step
+class Gate(threading.Event):
+    """Where steps wait from the first token after shut() until set(). Before that the engine warms itself up."""
+
+    tokens = math.inf
+
+    def shut(self, client):
+        self.tokens = client.http.get("/status").json()["tokens"]
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    plain, made = process_module.Engine.step, Gate()
 
     def step(engine):
-        time.sleep(step_s)
+        if engine.tokens > made.tokens:
+            made.wait()
         return plain(engine)
 
     monkeypatch.setattr(process_module.Engine, "step", step)
+    yield made
+    made.set()
 
 
-@pytest.mark.parametrize(("drain_s", "end"), [(30.0, ("length", None)), (0.1, (None, "migrate"))])
-def test_asked_to_stop_it_finishes_rows_or_sends_them_elsewhere(settings, monkeypatch, drain_s, end):
-    slow_steps(monkeypatch, 0.05)
+@pytest.mark.parametrize(("is_late", "end"), [(False, ("length", None)), (True, (None, "migrate"))])
+def test_asked_to_stop_it_finishes_rows_or_sends_them_elsewhere(settings, monkeypatch, gate, is_late, end):
     seen = {}
+    monkeypatch.setattr(process_module, "CLOSE_S", 60)
+    if is_late:
+        run_out_of_time(monkeypatch, gate, lambda: "is_ready" in seen)
 
     def work(client):
         client.ready()
+        gate.shut(client)
         with client.http.stream("POST", "/generate", json=asked(max_tokens=12)) as answer:
             lines = answer.iter_lines()
             next(lines)
@@ -247,21 +269,39 @@ def test_asked_to_stop_it_finishes_rows_or_sends_them_elsewhere(settings, monkey
                 time.sleep(0.01)
             seen["new"] = client.http.post("/generate", json=asked()).status_code
             seen["is_ready"] = client.presence().is_ready
+            if not is_late:
+                gate.set()
             last = [Frame.model_validate_json(line) for line in lines if line][-1]
         seen["end"] = (last.fin, last.error and last.error.code)
 
-    assert live(settings, work, drain_s=drain_s) == 0
+    assert live(settings, work, drain_s=60.0) == 0
     assert seen == {"new": 503, "is_ready": False, "end": end}
 
 
-def test_drained_by_an_administrator_it_ends_its_rows_takes_no_more_and_stays(settings, monkeypatch):
-    slow_steps(monkeypatch, 0.05)
-    monkeypatch.setattr(process_module, "BEAT_S", 0.1)
+def run_out_of_time(monkeypatch, gate, is_seen):
+    """The rows' time is over once is_seen(), and no step ends before the engine was told to stop."""
+    drain, stop = process_module.Engine.drain, process_module.Engine.stop
+
+    def late(engine, _):
+        wait_until(is_seen)
+        return drain(engine, 0)
+
+    def stopped(engine):
+        stop(engine)
+        gate.set()
+
+    monkeypatch.setattr(process_module.Engine, "drain", late)
+    monkeypatch.setattr(process_module.Engine, "stop", stopped)
+
+
+def test_drained_by_an_administrator_it_ends_its_rows_takes_no_more_and_stays(settings, monkeypatch, gate):
     seen = {}
+    monkeypatch.setattr(process_module, "BEAT_S", 0.1)
 
     def work(client):
         client.ready()
         account, _ = accounts.create_project(client.database, slug="x", name="X", environment="local")
+        gate.shut(client)
         with client.http.stream("POST", "/generate", json=asked(max_tokens=40)) as answer:
             lines = answer.iter_lines()
             next(lines)
@@ -270,14 +310,28 @@ def test_drained_by_an_administrator_it_ends_its_rows_takes_no_more_and_stays(se
             while client.http.get("/ready").status_code == 200:
                 time.sleep(0.01)
             seen["new"] = client.http.post("/generate", json=asked()).status_code
+            gate.set()
             last = [Frame.model_validate_json(line) for line in lines if line][-1]
         seen["end"] = (last.fin, last.error)
-        time.sleep(0.5)
+        beats = said_since(monkeypatch)
+        wait_until(lambda: len(beats) > 3)
         seen["stays"] = (client.presence().is_ready, client.presence().details["status"]["is_draining"])
         seen["live"] = client.http.get("/live").status_code
 
     assert live(settings, work) == 0
     assert seen == {"new": 503, "end": ("length", None), "stays": (False, True), "live": 200}
+
+
+def said_since(monkeypatch):
+    """The beats from now on, as they are said."""
+    beat, said = presences.beat, []
+
+    def noted(*args, **named):
+        said.append(beat(*args, **named))
+        return said[-1]
+
+    monkeypatch.setattr(presences, "beat", noted)
+    return said
 
 
 def test_a_step_loop_that_dies_ends_the_process_and_sends_rows_elsewhere(settings, monkeypatch):
@@ -299,10 +353,17 @@ def test_a_base_model_that_cannot_be_opened_ends_the_process(settings, tmp_path)
 
 
 def test_a_silent_database_stops_no_row(settings, monkeypatch):
+    tried = []
+    monkeypatch.setattr(process_module, "BEAT_S", 0.1)
+
+    def silent(*_, **__):
+        tried.append(1)
+        raise OSError
+
     def work(client):
         client.ready()
-        monkeypatch.setattr(presences, "beat", lambda *_, **__: 1 / 0)
-        time.sleep(process_module.BEAT_S + 0.2)
+        monkeypatch.setattr(presences, "beat", silent)
+        wait_until(lambda: len(tried) > 1)
         assert client.http.post("/generate", json=asked(max_tokens=2)).status_code == 200
 
     assert live(settings, work) == 0
@@ -325,7 +386,7 @@ def test_the_command_starts_it_and_sigterm_stops_it(settings):
         client.ready()
         assert client.http.get("/live").status_code == 200
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
         assert client.presence() is None
         events = [json.loads(line)["event"] for line in process.stderr.read().splitlines()]
         assert events == ["engine.ready", "engine.draining"]
@@ -341,6 +402,9 @@ def test_it_tells_its_meters_in_its_presence_and_frees_what_is_deleted(settings,
     peft_files.pack(tmp_path / "made", tmp_path / "made.zip")
     blob = open_store(settings).put(tmp_path / "made.zip")
 
+    def told(client):
+        return client.presence().details["status"]
+
     def resident(client):
         return client.http.get("/status").json()["adapters"]["resident"]
 
@@ -354,17 +418,12 @@ def test_it_tells_its_meters_in_its_presence_and_frees_what_is_deleted(settings,
             name = made.name
         adapter = {"id": "a", "sha256": blob.sha256}
         client.http.post("/generate", json=asked(max_tokens=2) | {"adapter": adapter})
-        time.sleep(process_module.BEAT_S + 0.5)
-        status = client.presence().details["status"]
-        assert status["by_adapter"][blob.sha256]["tokens"] >= 1
+        wait_until(lambda: told(client)["by_adapter"].get(blob.sha256, {}).get("tokens", 0) >= 1)
+        status = told(client)
         assert "adapters" not in status
         assert resident(client) == [blob.sha256]
         with client.database.writing() as session:
             assert adapters.delete(session, account, name)
-        deadline = time.monotonic() + 20
-        while resident(client):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert list((settings.cache_dir / "adapters").glob("*.zip")) == []
+        wait_until(lambda: not resident(client) and not list((settings.cache_dir / "adapters").glob("*.zip")))
 
     assert live(settings, work) == 0

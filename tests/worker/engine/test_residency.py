@@ -31,7 +31,7 @@ class House:
         for _ in range(2 * len(wishes) + 2):
             self.residency.turn(wishes)
             for future in list(self.residency._loading.values()):
-                future.exception(timeout=10)
+                future.exception(timeout=60)
         return {w: self.residency.readiness(w) for w in wishes}
 
 
@@ -59,7 +59,7 @@ def test_an_adapter_is_loading_then_ready_and_loaded_once(new_house):
     assert house.settle("a") == {"a": READY}
     house.settle("a")
     assert calls == ["a"]
-    assert house.arrivals.acquire(timeout=5)
+    assert house.arrivals.acquire(timeout=60)
 
 
 def test_the_least_recently_wished_for_leaves_first(new_house):
@@ -123,7 +123,7 @@ def test_corrupt_content_is_remembered_and_a_failed_fetch_is_tried_again(new_hou
     faults = {}
     for digest in ("corrupt", "missing", "flaky"):
         house.residency.turn([digest])
-        house.residency._loading[digest].exception(timeout=10)
+        house.residency._loading[digest].exception(timeout=60)
         house.residency.turn([digest])
         faults[digest] = house.residency.fault(digest)
         house.settle(digest)

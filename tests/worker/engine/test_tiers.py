@@ -105,7 +105,7 @@ def test_the_next_rows_adapters_are_fetched_while_rows_before_them_run(new_kitch
     kitchen.engine.step()
     kitchen.engine.step()
     for future in list(kitchen.engine._residency._loading.values()):
-        future.exception(timeout=10)
+        future.exception(timeout=60)
     kitchen.engine.step()
     assert adapters[1].sha256 in kitchen.engine.adapters()
     assert (len(first.frames), second.frames) == (3, [])
