@@ -45,7 +45,7 @@ FEWEST_TOKENS = 64  # of one forward: a worker halves no further
 SHORTEST_LENGTH = 32  # to which rows are advised to be cut
 CLOSE = "Whether this fits its device is within the error of the estimate: it may run out of memory on the way."
 # Factor either way between which the time is said to lie.
-PACE_SPREAD: Mapping[Basis, float] = {"jobs": 1.25, "device": 1.5, "default": 4.0}
+PACE_SPREAD: Mapping[Basis, float] = {"jobs": 1.25, "device": 2.0, "default": 4.0}
 CHECKPOINT_HEADER_BYTES = 4096  # an adapter's zip beside its numbers: config, card, names
 BYTES_PER_TENSOR = 130  # of a safetensors header
 

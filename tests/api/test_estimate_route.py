@@ -29,7 +29,7 @@ MEASURED = {
     "learned_tokens": 30_000,
     "n_examples": 300,
     "shape": SHAPE.model_dump(mode="json"),
-    "largest": {"tokens": 2048, "learned": 1024, "squares": 600_000, "longest_row": 300},
+    "largest": {"tokens": 16_384, "learned": 8192, "squares": 4_800_000, "longest_row": 300},
 }
 
 
