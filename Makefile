@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check
 export PIP_NO_INPUT = 1
 
-.PHONY: help run demo test journey faults screenshots bench lint lock clean
+.PHONY: help run demo test journey faults screenshots paint bench lint lock clean
 
 help: ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "make %-11s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ faults: .venv/dev ## kill and deceive workers, and find every job finished once
 
 screenshots: .venv/dev ## every page of the dashboard into docs/images (needs a Chromium)
 	@.venv/bin/python tests/admin/screenshots.py
+
+paint: .venv/dev ## how soon each page of the dashboard is seen (needs a Chromium)
+	@.venv/bin/python tests/admin/first_paint.py
 
 bench: .venv/dev ## the papers' claims on a toy model, then six methods on CLINC150 (needs its data)
 	@.venv/bin/python -m benchmarks.claims && .venv/bin/python -m benchmarks.methods

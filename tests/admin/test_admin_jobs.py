@@ -160,7 +160,7 @@ def test_the_moves_on_a_page_are_those_that_the_api_allows(service):
 def test_an_adapter_is_promoted_from_its_job(service, page):
     job = service.adapter()
     page.goto(f"{service.url}/admin/jobs/{job['id']}")
-    page.get_by_label("Alias").fill("stable")
+    page.locator("#alias").fill("stable")
     page.get_by_role("button", name="Promote", exact=True).click()
     page.get_by_text("@stable").wait_for()
     assert service.http.get("/v1/adapters/support@stable").json()["name"] == job["fine_tuned_model"]
