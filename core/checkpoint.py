@@ -83,7 +83,7 @@ def save(
     fresh.rename(target)
     _sync(folder)
     for _, _, older in list(_newest_first(folder))[keep:]:
-        _drop(older)
+        _drop(_unnamed(older))
     return target
 
 
@@ -146,6 +146,14 @@ def _set_aside(path: Path) -> Path:
     aside = path.with_name(f"{CORRUPT}{path.name}-{secrets.token_hex(4)}")
     path.rename(aside)
     return aside
+
+
+def _unnamed(path: Path) -> Path:
+    """What is to be removed loses its name first: whoever dies over it leaves no checkpoint of which half is gone."""
+    fresh = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
+    with contextlib.suppress(FileNotFoundError):  # as in _drop
+        path.rename(fresh)
+    return fresh
 
 
 def _drop(path: Path) -> None:

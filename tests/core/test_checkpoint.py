@@ -117,6 +117,23 @@ def test_the_last_two_are_kept_the_further_step_and_the_later_attempt_first(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ck-00000009-e2", "ck-00000010-e2"]
 
 
+def test_who_dies_while_an_old_one_is_removed_leaves_no_checkpoint_of_which_half_is_gone(tmp_path, monkeypatch):
+    saved(tmp_path, 8, 9)
+
+    def die(path, **_):
+        (path / "state.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("core.checkpoint.shutil.rmtree", die)
+        with pytest.raises(KeyboardInterrupt):
+            saved(tmp_path, 10)
+    assert sorted(path.name for path in tmp_path.glob("ck-*")) == ["ck-00000009-e1", "ck-00000010-e1"]
+    assert all((path / "state.safetensors").exists() for path in tmp_path.glob("ck-*"))
+    assert newest(tmp_path).damaged == ()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ck-00000009-e1", "ck-00000010-e1"]
+
+
 def test_steps_are_compared_as_numbers(tmp_path):
     saved(tmp_path, 99_999_999, 100_000_000)
     assert newest(tmp_path).found.step == 100_000_000
