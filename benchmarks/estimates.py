@@ -9,6 +9,7 @@ Memory is to be had on a busy machine; times there are not to be trusted. Run it
 import argparse
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ from core.specs.method import MethodSpec
 from core.specs.training import Optimizer, TrainSpec
 from core.speed import with_speed
 from core.trainer import Run, Step, train
-from worker.allocator import share_one_heap
+from worker.allocator import ASKED_OF_TORCH, settle_for_training
 from worker.meters import memory_bytes
 
 RESULTS = Path("benchmarks/results/estimates.json")
@@ -184,7 +185,7 @@ def amount_of(corpus: Corpus, spec: TrainSpec, steps: int = STEPS) -> Amount:
 
 def measured(case: Case) -> dict[str, Any]:
     """In this process: the peak when the base is open and after each step, and the seconds of each step."""
-    share_one_heap()  # as a trainer does
+    settle_for_training()  # as a trainer does
     spec = spec_of(case)
     is_nf4 = spec.method.base_precision == "nf4"
     base: OpenBase = open_base(
@@ -223,7 +224,8 @@ def in_a_fresh_process(case: Case) -> dict[str, Any]:
     """What measured() says, of a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, "-m", "benchmarks.estimates", "--one", json.dumps(vars(case)), "--into", file.name]
-        subprocess.run(command, check=True)
+        # A trainer sets it before torch is imported.
+        subprocess.run(command, check=True, env=os.environ | ASKED_OF_TORCH)
         found: dict[str, Any] = json.loads(Path(file.name).read_text())
     return found
 

@@ -16,6 +16,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from worker.allocator import ASKED_OF_TORCH
+
 BASE = "smollm2-135m-instruct"
 LORA = {"type": "lora", "r": 16, "lora_alpha": 32.0, "target_modules": "all-linear"}
 
@@ -55,6 +57,7 @@ class Bench:
         plan_file.write_text(json.dumps(shared | dict(arm.plan)))
         python = sys.executable if arm.program == "ours" else self.options.peer_python
         told = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": str(self.options.threads)}
+        told |= ASKED_OF_TORCH if arm.program == "ours" else {}  # its trainer sets it before torch is imported
         command = [python, "-m", f"benchmarks.training_{arm.program}", str(plan_file), str(found_file)]
         done = subprocess.run(command, env=os.environ | told, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -41,7 +41,7 @@ from core.settings import EMBEDDED_BASE_MODELS
 from core.specs.method import LoraSpec, MethodSpec
 from core.specs.training import TrainSpec
 from core.trainer import Failed, Run, Step, train
-from worker.allocator import share_one_heap
+from worker.allocator import settle_for_training
 
 IMPORTED_KIB = peak_kib()
 SPECS: TypeAdapter[MethodSpec] = TypeAdapter(MethodSpec)
@@ -50,7 +50,7 @@ SPECS: TypeAdapter[MethodSpec] = TypeAdapter(MethodSpec)
 def main(plan_file: str, found_file: str) -> None:
     """Does what the plan says, writes what was found."""
     plan = json.loads(Path(plan_file).read_text())
-    share_one_heap()  # as a trainer does
+    settle_for_training()  # as a trainer does
     torch.set_num_threads(plan["threads"])
     found = ARMS[plan["arm"]](plan)
     peak = peak_kib() - IMPORTED_KIB

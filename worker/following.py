@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 
 from core.orders import Dismissed
 from core.specs.assignment import CRASHED, FINISHED, ORPHANED, OUT_OF_MEMORY, Assignment
-from worker.allocator import share_one_heap
+from worker.allocator import settle_for_training
 from worker.place import Place
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ FIRST: TypeAdapter[Assignment | Dismissed] = TypeAdapter(Annotated[Assignment | 
 
 def main() -> NoReturn:
     """As our own trainer child starts it: the end of standard input is the end of that child."""
-    share_one_heap()
+    settle_for_training()
     threading.Thread(target=_cling, name="leash", daemon=True).start()
     place = Place.of(os.environ)
     assert place is not None

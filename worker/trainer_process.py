@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
 from core.specs.assignment import ORDER, ORPHANED, OUT_OF_MEMORY, Assignment, Order, Told
-from worker.allocator import share_one_heap
+from worker.allocator import settle_for_training
 from worker.place import Place
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 
 def main() -> NoReturn:
     """Runs the assignments on standard input and exits with one of the codes of core/specs/assignment.py."""
-    share_one_heap()
+    settle_for_training()
     place = Place.of(os.environ)
     if place is not None and place.rank:
         from worker import following  # noqa: PLC0415 - another process than this one
