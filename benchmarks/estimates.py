@@ -32,7 +32,7 @@ from core.base.load import OpenBase, open_base
 from core.base.shape import shape_of
 from core.data.batches import Corpus, largest, order
 from core.data.tokens import TokenRow
-from core.estimate import KEPT, after_probe, memory_of, parts
+from core.estimate import KEPT, after_probe, memory_of, needs_bitsandbytes, parts
 from core.measured_constants import CONSTANTS, Constants, Pace
 from core.methods import METHODS
 from core.model import RoutedModel
@@ -110,7 +110,7 @@ def cases() -> list[Case]:
         replace(smol, precision="bf16"),
         replace(smol, method=PROMPT),
         replace(smol, method={"type": "prefix_tuning", "parametrization": "kv"}),
-        replace(smol, method={"type": "qlora", "r": 16}),
+        replace(smol, method={"type": "qlora", "r": 16}, length=128),
     ]
     return [chosen[number * STRIDE % len(chosen)] for number in range(len(chosen))]
 
@@ -262,7 +262,7 @@ def _work(case: Case, found: dict[str, Any]) -> dict[str, float]:
 
 def fitted(all_found: Sequence[tuple[Case, dict[str, Any]]], known: Constants) -> Constants:
     """The constants that make the relative errors' squares least, of memory and of time."""
-    names = ["process", *(name for name in KEPT if name not in UNFITTED), "head", "adapter"]
+    names = ["process", "bitsandbytes", *(name for name in KEPT if name not in UNFITTED), "head", "adapter"]
     rows, wanted, paces, works = [], [], [], []
     for case, found in all_found:
         spec, shape = spec_of(case), BaseShape.model_validate(found["shape"])
@@ -271,11 +271,12 @@ def fitted(all_found: Sequence[tuple[Case, dict[str, Any]]], known: Constants) -
         works.append([work[n] / (shape.products_per_s or 1 if n == "operations" else 1) / took for n in WORK])
         if max(found["peaks"]) < 1.03 * found["opened_bytes"]:
             continue  # its peak was the base's opening
-        values, peak = parts(shape, spec, amount) | {"process": 1e9}, max(found["peaks"])
+        library = {"bitsandbytes": 1e9 if needs_bitsandbytes(spec) else 0.0}
+        values, peak = parts(shape, spec, amount) | {"process": 1e9} | library, max(found["peaks"])
         rows.append([values[name] / peak for name in names])
         wanted.append(1 - values["base"] / peak)
     changes = dict(zip(names, _rounded(not_negative(np.array(rows), np.array(wanted))), strict=True))
-    changes["process"] *= 1e9
+    changes = {name: value * (1e9 if name in ("process", "bitsandbytes") else 1) for name, value in changes.items()}
     pace = Pace(*_rounded(not_negative(np.array(works), np.ones(len(works)))))
     return dataclasses.replace(known, **changes, operations_per_s=float(f"{np.median(paces):.3g}"), pace=pace)
 

@@ -6,11 +6,12 @@ base weights   (linear weights) * e, in NF4 4.127 bits each; the embeddings, and
 adapter        trainable parameters * (4 weight + 4 gradient + moments) bytes, and what the method keeps beside them
 activations    what backward needs: N * L * H * e, N * (sum of all sites' outputs) * e, N * (inputs of the adapted
                sites) * e, 4 * N * (sum of ranks), and of attention (sum over rows of T^2) * L * heads * 4, each times
-               a constant; a constant is 0 where that part is not kept. Of a base in 4 bits the weights as its layers
-               multiplied by them, (linear weights) * e. With checkpointing N * L * H * e, each layer's input, and one
-               layer's share, 1 / L, of all these parts; where the inputs wait in host memory 1 / L of them too
+               a constant; a constant is 0 where that part is not kept. With checkpointing N * L * H * e, each layer's
+               input, and one layer's share, 1 / L, of all these parts; where the inputs wait in host memory 1 / L of
+               them too
 loss head      min(CHUNK, n) * V * 4 bytes, times a constant
-process        interpreter, libraries, allocator: a constant of the device
+process        interpreter, libraries, allocator: a constant of the device; another for bitsandbytes, which a base in
+               4 bits and some optimisers load
 loading        what opening the base takes beyond all that, if it does: its file (2 bytes a parameter) and its weights
                before they are put into 4 bits, (all parameters) * e, stand side by side
 
@@ -41,6 +42,7 @@ MOMENT_BYTES: Mapping[Optimizer, float] = {
     "paged_adamw_8bit": 2.1,
     "adafactor": 0.1,
 }
+OF_BITSANDBYTES: frozenset[Optimizer] = frozenset({"adamw_8bit", "paged_adamw_8bit"})  # on a CPU, which pages nothing
 FEWEST_TOKENS = 64  # of one forward: a worker halves no further
 SHORTEST_LENGTH = 32  # to which rows are advised to be cut
 CLOSE = "Whether this fits its device is within the error of the estimate: it may run out of memory on the way."
@@ -116,14 +118,19 @@ def memory_of(shape: BaseShape, spec: TrainSpec, amount: Amount, constants: Cons
         "adapter": round(constants.adapter * values["adapter"]),
         "activations": round(_activations(shape, spec, values, constants)),
         "loss_head": round(constants.head * values["head"]),
-        "process": round(constants.process),
+        "process": round(constants.process + (constants.bitsandbytes if needs_bitsandbytes(spec) else 0.0)),
     }
-    opened = constants.process + (shape.linear_parameters + shape.table_parameters) * (FILE_BYTES + shape.value_bytes)
+    opened = terms["process"] + (shape.linear_parameters + shape.table_parameters) * (FILE_BYTES + shape.value_bytes)
     terms["loading"] = max(0, round(opened) - sum(terms.values()))
     return Memory(**terms, total=sum(terms.values()))
 
 
-KEPT = ("hidden", "outputs", "inputs", "ranks", "scores", "dense")
+def needs_bitsandbytes(spec: TrainSpec) -> bool:
+    """Whether a trainer of this job loads that library."""
+    return spec.method.base_precision == "nf4" or spec.optimizer in OF_BITSANDBYTES
+
+
+KEPT = ("hidden", "outputs", "inputs", "ranks", "scores")
 
 
 def _activations(shape: BaseShape, spec: TrainSpec, values: Mapping[str, float], constants: Constants) -> float:
@@ -152,7 +159,6 @@ def parts(shape: BaseShape, spec: TrainSpec, amount: Amount) -> dict[str, float]
         "inputs": tokens * sum(site.width_in for site, _ in worn) * e,
         "ranks": 4.0 * tokens * sum(rank for _, rank in worn),
         "scores": 4.0 * largest.squares * spec.method.members * shape.layers * shape.heads,
-        "dense": shape.linear_parameters * e if spec.method.base_precision == "nf4" else 0.0,
         "head": min(CHUNK, largest.learned * spec.method.members) * shape.vocabulary * 4.0,
     }
 

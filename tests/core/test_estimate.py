@@ -114,8 +114,11 @@ def test_the_terms_of_memory_add_up_and_each_answers_to_its_own_knob():
     assert total == sum(terms.values())
     four_bits = estimate(SMOL, spec_of({"type": "qlora"}), AMOUNT, None).memory
     assert four_bits.base_weights < plain.base_weights
-    dense = CONSTANTS["cpu"].dense * SMOL.linear_parameters * SMOL.value_bytes
-    assert four_bits.activations == pytest.approx(plain.activations + dense, abs=1)
+    assert four_bits.activations == plain.activations
+    library = CONSTANTS["cpu"].bitsandbytes
+    assert four_bits.process == estimate(SMOL, spec_of(optimizer="adamw_8bit"), AMOUNT, None).memory.process
+    assert four_bits.process == pytest.approx(plain.process + library, abs=1)
+    assert estimate(SMOL, spec_of(optimizer="paged_adamw_32bit"), AMOUNT, None).memory.process == plain.process
     light = estimate(SMOL, spec_of(optimizer="adafactor"), AMOUNT, None).memory
     assert light.adapter < 0.6 * plain.adapter
     assert light.base_weights == plain.base_weights
