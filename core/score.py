@@ -52,6 +52,11 @@ class Score:
         margin = self.margin + loss.margin
         return replace(self, total=total, count=count, correct=self.correct + correct, margin=margin)
 
+    def joined(self, other: "Score") -> "Score":
+        """Its sum with what other rows cost."""
+        mine, theirs = ((s.total, s.count, s.correct, s.margin, s.short, s.exact) for s in (self, other))
+        return Score(*(one + more for one, more in zip(mine, theirs, strict=True)))
+
     def plus_rows(self, losses: TokenLosses, count: int) -> "Score":
         """As plus, of a micro-batch of so many rows, each judged as a whole too."""
         learned = losses.rows.bincount(minlength=count)
