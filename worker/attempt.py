@@ -1,8 +1,8 @@
 """One attempt at one job, inside the trainer child: read the data, hear what was learned, save, say what happened.
 
-Knows neither who listens nor how, nor who learns beside it. Every wish to stop is heard between two steps, and between
-two parts of a validation; the work that belongs to a step (validation, adapter, checkpoint) is taken up again by the
-next attempt.
+Knows neither who listens nor how, nor who learns beside it. Every wish to stop is heard between two turns, two lines of
+a file and two parts of a validation; the work that belongs to a step (validation, adapter, checkpoint) is taken up by
+the next attempt.
 """
 
 import math
@@ -213,15 +213,13 @@ class Attempt:
     def _validate(self) -> bool:
         """Scores the whole validation file and says the result; False, and nothing said, where it is not finite."""
         assert self.validation is not None
-        score, live = Score(), SignOfLife(self.say, "evaluating")
+        score, heed = Score(), SignOfLife(self.say, "evaluating", wish=self.drain, stop=self._stop)
         for so_far in self.validation.scores(self.model, self.run):
             score = so_far
-            live()
-            if self.drain.is_set():
-                self._stop()
+            heed()
         if not math.isfinite(score.loss):
             return False
-        metrics, samples = self.validation.found(self.model, self.run, score)
+        metrics, samples = self.validation.found(self.model, self.run, score, heed)
         self.metrics |= metrics
         self.say(self.judge.hear(self.run, self.metrics))
         if samples:

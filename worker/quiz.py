@@ -5,7 +5,7 @@ the file, since files are often sorted by label.
 Of an ensemble the first member answers: votes are the API's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,14 +49,17 @@ class Quiz:
         self._ends = frozenset(self._tokenizer.all_special_ids)
         self.labels = labels_of(corpus)
 
-    def ask(self, model: RoutedModel, run: Run) -> Answered:
-        """What the run's effect of now says."""
+    def ask(self, model: RoutedModel, run: Run, heed: Callable[[], object]) -> Answered:
+        """What the run's effect of now says. heed: called at each answer, for together they may take long."""
         places = self._places(run.spec.eval_samples)
         expected = [answer_of(self._corpus[place]) for place in places]
         with torch.no_grad():
             worn = members_of(run.method.effect())[0]
         questions = [self._question(place, label, run) for place, label in zip(places, expected, strict=True)]
-        said = [tuple(answer) for answer in answers(model, worn, questions)]
+        said: list[Label] = []
+        for answer in answers(model, worn, questions):
+            said.append(tuple(answer))
+            heed()
         shown = range(min(len(places), run.spec.eval_samples))
         samples = tuple(self._sample(questions[place], expected[place], said[place]) for place in shown)
         if not self.labels:

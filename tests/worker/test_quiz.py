@@ -6,10 +6,10 @@ import pytest
 from tiny_job import attempt, make_assignment, numbers, of_kind
 
 from core.data.labels import macro_f1
-from core.specs.assignment import FINISHED, Sample, SamplesReport, ValidationReport
+from core.specs.assignment import FINISHED, PhaseReport, Sample, SamplesReport, ValidationReport
 from core.specs.method import PrefixTuningSpec, PromptTuningSpec
 from core.specs.training import TrainSpec
-from worker import quiz
+from worker import quiz, sign_of_life
 from worker.progress import samples_event
 
 
@@ -56,6 +56,7 @@ def write_classes(path, count):
 
 def test_of_many_classes_sorted_by_class_all_are_asked(tmp_path, tiny_entry, monkeypatch):
     asked = []
+    monkeypatch.setattr(sign_of_life, "SIGN_OF_LIFE_S", 0.0)
     monkeypatch.setattr(quiz, "macro_f1", lambda expected, *rest: asked.append(expected) or macro_f1(expected, *rest))
     assignment = make_assignment(tmp_path, tiny_entry, n_epochs=1, eval_steps=None)
     write_classes(assignment.training_file, 6)
@@ -65,6 +66,8 @@ def test_of_many_classes_sorted_by_class_all_are_asked(tmp_path, tiny_entry, mon
     assert {report.valid_accuracy is None for report in of_kind(reports, ValidationReport)} == {False}
     assert len(asked[0]) == 240
     assert len(set(asked[0])) == 120
+    # Of each answer it is said that it is being worked at: a supervisor would take long silence for a hang.
+    assert sum(report.phase == "evaluating" for report in of_kind(reports, PhaseReport)) > 240
     (said,) = of_kind(reports, SamplesReport)
     assert {sample.expected for sample in said.samples} == {" class 0<|im_end|>"}
 
