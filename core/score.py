@@ -54,8 +54,14 @@ class Score:
 
     def joined(self, other: "Score") -> "Score":
         """Its sum with what other rows cost."""
-        mine, theirs = ((s.total, s.count, s.correct, s.margin, s.short, s.exact) for s in (self, other))
-        return Score(*(one + more for one, more in zip(mine, theirs, strict=True)))
+        return Score(
+            self.total + other.total,
+            self.count + other.count,
+            self.correct + other.correct,
+            self.margin + other.margin,
+            self.short + other.short,
+            self.exact + other.exact,
+        )
 
     def plus_rows(self, losses: TokenLosses, count: int) -> "Score":
         """As plus, of a micro-batch of so many rows, each judged as a whole too."""
