@@ -14,6 +14,7 @@ from core.records.accounts import Account
 from core.records.tables import File, Presence
 from core.specs.dataset import misfit
 from core.specs.estimate import Estimate
+from core.specs.method import MethodSpec
 from core.specs.training import TrainingRequest, TrainSpec, resolve
 
 SHORTEST_ROW = 2  # a token, and one to learn
@@ -43,6 +44,7 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
     must_be_a_base(resources, asked.model)
     source = asked.continue_from and continuing.source_of(resources, account, asked.model, asked.continue_from)
     method = continuing.method_of(resources, asked, source) if source else asked.chosen_method()
+    _refuse_idle_fields(method)
     _refuse_blind_stopping(asked)
     dpo = asked.chosen_dpo()
     training_file = _trainable(resources, account, asked.training_file, "training_file", is_dpo=dpo is not None)
@@ -86,6 +88,16 @@ def _refuse_blind_stopping(asked: JobRequest) -> None:
             "training.early_stopping looks at the validation loss, and there is no validation_file: name one",
             param="training.early_stopping",
             code="validation_file_required",
+        )
+
+
+def _refuse_idle_fields(method: MethodSpec) -> None:
+    if idle := method.idle():
+        name, needs = idle
+        raise errors.bad_request(
+            f"peft.{name} {getattr(method, name)} does nothing here: it needs {needs}; change that, or leave it out",
+            param=f"peft.{name}",
+            code="invalid_value",
         )
 
 

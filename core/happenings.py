@@ -17,7 +17,7 @@ class Step:
     learning_rate: float
     grad_norm: float  # before clipping
     tokens: int  # learned and unlearned
-    seconds: float  # of the whole turn
+    seconds: float  # of all its turns, whole
     reward_margin: float | None = None  # of DPO: the mean of its pairs
 
 

@@ -10,7 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from core.data.batches import Corpus, order
@@ -57,6 +59,7 @@ class Run:
         self.rate_factor = 1.0  # of the learning rate; halved by a roll-back
         self.is_stopped = False  # before its last step, because it no longer gained
         self.error: Exception | None = None  # what ended this run alone
+        self._order: tuple[tuple[int, int, int], NDArray[np.int64]] | None = None  # of which epoch, and its rows
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -106,10 +109,13 @@ class Run:
     def next_rows(self) -> list[int]:
         """Which rows of the corpus the next step learns from."""
         epoch, turn = divmod(self.step, self.steps_per_epoch)
+        # Kept by each run, whatever the number of its neighbours: drawn anew at every step it would be what takes long.
+        drawn = (len(self.corpus), self.spec.seed, epoch)
+        if self._order is None or self._order[0] != drawn:
+            self._order = drawn, order(*drawn)
         start = turn * self.spec.batch_size
-        return [
-            int(row) for row in order(len(self.corpus), self.spec.seed, epoch)[start : start + self.spec.batch_size]
-        ]
+        rows: list[int] = self._order[1][start : start + self.spec.batch_size].tolist()
+        return rows
 
     def update(self, loss: float) -> float:
         """Ends a step of this loss, the gradients in place, and returns their norm before clipping.

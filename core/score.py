@@ -52,6 +52,17 @@ class Score:
         margin = self.margin + loss.margin
         return replace(self, total=total, count=count, correct=self.correct + correct, margin=margin)
 
+    def joined(self, other: "Score") -> "Score":
+        """Its sum with what other rows cost."""
+        return Score(
+            self.total + other.total,
+            self.count + other.count,
+            self.correct + other.correct,
+            self.margin + other.margin,
+            self.short + other.short,
+            self.exact + other.exact,
+        )
+
     def plus_rows(self, losses: TokenLosses, count: int) -> "Score":
         """As plus, of a micro-batch of so many rows, each judged as a whole too."""
         learned = losses.rows.bincount(minlength=count)

@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     sweep_s: float = Field(5.0, gt=0)
     poll_s: float = Field(30.0, gt=0, description="How often an idle worker looks for work without being rung.")
     trainer_command: tuple[str, ...] = Field((), description="Default: python -m worker.trainer_process.")
-    stall_s: float = Field(600.0, gt=0, description="A trainer without a step for so long is killed.")
+    stall_s: float = Field(600.0, gt=0, description="A trainer that is silent for so long is killed.")
     jobs_in_step: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
         "auto", description="Jobs that one trainer trains together; auto: up to 8, as memory allows."
     )

@@ -9,7 +9,7 @@ rows are dealt out changes no gradient but in its last bits.
 """
 
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 
@@ -24,7 +24,7 @@ from core.effects import Effect, Ensemble
 from core.learning import Worn, guarded, learn_from
 from core.model import RoutedModel
 from core.orders import ORDER, Dismissed, Outcome, OwnerPlan, Passing, RowPlan, Sum, Turn
-from core.pieces import Piece, effects_of, micro_batches_of, weights_of, worn_by
+from core.pieces import Piece, effects_of, micro_batches_of, worn_by
 from core.preferences import Preference
 from core.run import Run
 from core.score import Score
@@ -32,19 +32,32 @@ from core.shortage import is_lack_of_memory
 from core.team import Team
 
 
-def learn_together(model: RoutedModel, team: Team, pieces: Sequence[Piece]) -> dict[Run, Score]:
-    """The leader's part of a turn; the gradients are then those of each run's mean loss over all processes.
+def _nothing() -> None:
+    return None
+
+
+def learn_together(
+    model: RoutedModel,
+    team: Team,
+    pieces: Sequence[Piece],
+    weights: Mapping[Run, int],
+    *,
+    heed: Callable[[], object] = _nothing,
+) -> dict[Run, Score]:
+    """The leader's part of a turn; once all of a step's rows were dealt, the gradients are those of its mean loss.
+
+    weights: the denominator of each run's loss. heed: called after each micro-batch of the leader's own.
 
     Raises:
         MemoryError: somebody had not enough. No gradient is left, and everyone is ready for another turn.
         RuntimeError: somebody's common forward failed.
 
     """
-    weights, effects = weights_of(pieces), effects_of(pieces)
+    effects = effects_of(pieces)
     turn, live = _turn(micro_batches_of(pieces, team.size), weights, effects)
     team.tell(turn.model_dump_json())
     with team.turn():
-        outcomes, gradients = _learn(model, team, turn, team.spread(live))
+        outcomes, gradients = _learn(model, team, turn, team.spread(live), heed)
     runs = list(weights)
     for rank, outcome in enumerate(outcomes):
         for run, found in zip(runs, outcome.sums, strict=True):
@@ -132,10 +145,12 @@ def _turn(
     return turn, live
 
 
-def _learn(model: RoutedModel, team: Team, turn: Turn, tensors: Sequence[Tensor]) -> tuple[list[Outcome], Tensor]:
+def _learn(
+    model: RoutedModel, team: Team, turn: Turn, tensors: Sequence[Tensor], heed: Callable[[], object] = _nothing
+) -> tuple[list[Outcome], Tensor]:
     """Everyone's part of a turn: all outcomes, and in the leader the sum of all gradients. Raises as learn_together."""
     leaves, gradients = leaves_of(tensors, turn.tensors)
-    outcome = _outcome(model, turn, leaves, team)
+    outcome = _outcome(model, turn, leaves, team, heed)
     outcomes = [Outcome.model_validate_json(said) for said in team.compare(outcome.model_dump_json())]
     for rank, said in enumerate(outcomes):
         if said.crash:
@@ -147,7 +162,9 @@ def _learn(model: RoutedModel, team: Team, turn: Turn, tensors: Sequence[Tensor]
     return outcomes, gradients
 
 
-def _outcome(model: RoutedModel, turn: Turn, leaves: Sequence[Tensor], team: Team) -> Outcome:
+def _outcome(
+    model: RoutedModel, turn: Turn, leaves: Sequence[Tensor], team: Team, heed: Callable[[], object]
+) -> Outcome:
     """Learns from this process's own rows. The leaves' gradients are of no use where it came to nothing."""
     try:
         owners = [_Owner(None if plan.beta is None else Preference(plan.beta)) for plan in turn.owners]
@@ -159,6 +176,7 @@ def _outcome(model: RoutedModel, turn: Turn, leaves: Sequence[Tensor], team: Tea
                 _keep_step(model, batch, is_compared=is_compared)
             for owner, loss in learn_from(model, batch, weights):
                 owner.score = owner.score.plus(loss)
+            heed()
         return Outcome(sums=tuple(map(_sum, owners)))
     except Exception as error:
         if team.is_dividing:

@@ -1,13 +1,14 @@
 """One attempt at one job, inside the trainer child: read the data, hear what was learned, save, say what happened.
 
-Knows neither who listens nor how, nor who learns beside it. Every wish to stop is heard between two steps, and between
-two parts of a validation; the work that belongs to a step (validation, adapter, checkpoint) is taken up again by the
-next attempt.
+Knows neither who listens nor how, nor who learns beside it. Every wish to stop is heard between two turns, two lines of
+a file and two parts of a validation; the work that belongs to a step (validation, adapter, checkpoint) is taken up by
+the next attempt.
 """
 
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,11 +39,11 @@ from worker.opened import Opened
 from worker.reading import corpus_of
 from worker.reasons import Diverged, Drained
 from worker.shift import measured_shift
+from worker.sign_of_life import SignOfLife
 from worker.validating import Validation
 from worker.wish import Wish
 
 SKIPS_TO_GO_BACK = 3  # steps in a row that were not finite
-SIGN_OF_LIFE_S = 10.0  # a long validation says so often that it is going on
 
 
 class Attempt:
@@ -63,6 +64,7 @@ class Attempt:
         self.ranks, self.pace = Ranks(), Pace()
         self.metrics: dict[str, float] = {}  # of the last step, and of the last validation
         self.saved_at = time.monotonic()
+        self._saved = self._heard = 0  # steps: of the newest checkpoint, and done when the run was last heard of
 
     def read(self, opened: Opened) -> None:
         """Makes token rows of the files. No model is called: others may be learning meanwhile."""
@@ -79,11 +81,12 @@ class Attempt:
         if self.spec.is_searching:
             self.spec = self.spec.with_rate(rate_kept(self.spec, search.found) or self._found_rate())
             self.assignment = self.assignment.model_copy(update={"spec": self.spec})
-        self.run = self._new_run()
+        self.run = new_run(self.assignment, self.opened, self.corpus, self.spec)
         is_settled = self._resume(search)
         self.say(PhaseReport(phase="training"))
         if not is_settled:
             self._settle()
+        self._heard = self.run.step
         return self._conclude()
 
     def hear(self, event: Event) -> int | None:
@@ -100,7 +103,17 @@ class Attempt:
                 raise error
         if self.run.step == event.number:  # after a roll-back it is a step that was settled before
             self._settle()
+        self._heard = self.run.step
         return self._conclude()
+
+    @property
+    def is_to_leave(self) -> bool:
+        """Whether it is asked to, and no step of its run is done that it has not heard of."""
+        return self.drain.is_set() and self._heard == self.run.step
+
+    def leave(self) -> NoReturn:
+        """Stops between two turns, while a step is under way, which is given up."""
+        self._stop(is_settled=True)
 
     def _conclude(self) -> int | None:
         if self.run.is_active:
@@ -111,25 +124,17 @@ class Attempt:
         return None
 
     def _read(self, path: Path, param: str) -> Corpus | Pairs:
-        if self.drain.is_set():
-            raise Drained
+        heed = SignOfLife(self.say, "reading_data", is_said=True, wish=self.drain)
         context = self.base.facts.context
-        return corpus_of(path, self.base.tokenizer, self.spec, context=context, param=param)
-
-    def _new_run(self) -> Run:
-        return new_run(self.assignment, self.opened, self.corpus, self.spec)
+        return corpus_of(path, self.base.tokenizer, self.spec, context=context, param=param, heed=heed)
 
     def _found_rate(self) -> FoundRate:
         """Searches the learning rate and says it. Who is stopped in between begins anew, and finds the same."""
         validation = None if self.validation is None else self.validation.corpus
         search = RateSearch(self.assignment, self.opened, self.corpus, validation)
-        began, said_at = time.monotonic(), -math.inf
+        began, heed = time.monotonic(), SignOfLife(self.say, "searching_rate", wish=self.drain)
         for number, _ in enumerate(search.steps(), start=1):
-            if self.drain.is_set():
-                raise Drained
-            if time.monotonic() - said_at >= SIGN_OF_LIFE_S:
-                self.say(PhaseReport(phase="searching_rate"))
-                said_at = time.monotonic()
+            heed()
             self._reached(f"search:{number}")
         self.say(RateReport(found=search.found, seconds=time.monotonic() - began))
         return search.found
@@ -153,6 +158,7 @@ class Attempt:
 
     def _load(self, found: checkpoint.Checkpoint) -> None:
         self.run.load(found.tensors, found.facts)
+        self._saved = found.step
         self.judge.load(found.tensors, found.facts)
         self.metrics = dict(found.facts["metrics"])
 
@@ -176,7 +182,8 @@ class Attempt:
             raise Diverged(
                 f"step {stopped_at}: {reason}, though the learning rate was halved before; choose a lower one"
             )
-        tensors, facts = (found.tensors, found.facts) if found else self._new_run().state()
+        fresh = partial(new_run, self.assignment, self.opened, self.corpus, self.spec)
+        tensors, facts = (found.tensors, found.facts) if found else fresh().state()
         self.run.roll_back(tensors, facts)
         self.judge.load(tensors, facts)
         message = f"{reason}; rolled back from step {stopped_at} to step {self.run.step}, with half the learning rate"
@@ -206,17 +213,13 @@ class Attempt:
     def _validate(self) -> bool:
         """Scores the whole validation file and says the result; False, and nothing said, where it is not finite."""
         assert self.validation is not None
-        score, said_at = Score(), -math.inf
+        score, heed = Score(), SignOfLife(self.say, "evaluating", wish=self.drain, stop=self._stop)
         for so_far in self.validation.scores(self.model, self.run):
             score = so_far
-            if time.monotonic() - said_at >= SIGN_OF_LIFE_S:
-                self.say(PhaseReport(phase="evaluating"))
-                said_at = time.monotonic()
-            if self.drain.is_set():
-                self._stop()
+            heed()
         if not math.isfinite(score.loss):
             return False
-        metrics, samples = self.validation.found(self.model, self.run, score)
+        metrics, samples = self.validation.found(self.model, self.run, score, heed)
         self.metrics |= metrics
         self.say(self.judge.hear(self.run, self.metrics))
         if samples:
@@ -252,22 +255,19 @@ class Attempt:
                 "is_settled": is_settled,
             },
         )
-        self.saved_at = time.monotonic()
+        self.saved_at, self._saved = time.monotonic(), self.run.step
         self._reached(f"checkpoint:{self.run.step}")
         return path
 
     def _tell(self, path: Path, adapter: Path | None = None) -> None:
-        self.say(
-            CheckpointReport(
-                step=self.run.step, path=path, adapter=adapter, metrics=self.metrics, best_step=self.judge.best_step
-            )
-        )
+        best = self.judge.best_step
+        self.say(CheckpointReport(step=self.run.step, path=path, adapter=adapter, metrics=self.metrics, best_step=best))
 
-    def _stop(self) -> NoReturn:
-        """Saves what was learned; what still belongs to this step is left to the next attempt."""
+    def _stop(self, *, is_settled: bool = False) -> NoReturn:
+        """Saves what was learned; what still belongs to this step, if anything, is left to the next attempt."""
         # After a step gone wrong the next attempt starts from the last good state and comes by here again.
-        if self.run.step and self.run.is_sound:
-            self._tell(self._save(is_settled=False))
+        if self.run.step not in (0, self._saved) and self.run.is_sound:
+            self._tell(self._save(is_settled=is_settled))
         raise Drained
 
     def _finish(self) -> int:

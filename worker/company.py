@@ -32,6 +32,7 @@ from core.trainer import Event, train
 from worker.attempt import Attempt
 from worker.opened import Opened
 from worker.outcome import code_of
+from worker.sign_of_life import SignOfLife
 from worker.wish import Wish
 
 
@@ -92,9 +93,16 @@ class Company:
     def _train(self) -> None:
         if self._opened is None:
             return
-        for event in train(self._opened.model, self._runs, self._team):
-            self._hear(event)
+        live = SignOfLife(self._say_of_one, "training", is_said=True)
+        for event in train(self._opened.model, self._runs, self._team, heed=live):
+            if event.run in self._attempts:  # it may have left since the turn that this is of
+                self._hear(event)
+            self._let_go()
             self._admit(is_patient=False)
+
+    def _say_of_one(self, report: Report) -> None:
+        """What is true of all that train, in the name of one."""
+        next(iter(self._attempts.values())).say(report)
 
     def _expect(self, assignment: Assignment) -> bool:
         with self._door:
@@ -149,11 +157,19 @@ class Company:
         self._runs.append(attempt.run)
 
     def _hear(self, event: Event) -> None:
-        attempt = self._attempts[event.run]
-        code = code_of(lambda: attempt.hear(event), attempt.assignment, attempt.say)
+        self._act(event.run, lambda attempt: attempt.hear(event))
+
+    def _let_go(self) -> None:
+        """Who is asked to leave, and in the midst of a step of several turns, goes at once."""
+        for run in [run for run, attempt in self._attempts.items() if attempt.is_to_leave]:
+            self._act(run, lambda attempt: attempt.leave())
+
+    def _act(self, run: Run, act: Callable[[Attempt], int | None]) -> None:
+        attempt = self._attempts[run]
+        code = code_of(lambda: act(attempt), attempt.assignment, attempt.say)
         if code is not None:
-            del self._attempts[event.run]
-            self._runs.remove(event.run)
+            del self._attempts[run]
+            self._runs.remove(run)
             self._end(attempt, code)
 
     def _end(self, attempt: Attempt, code: int) -> None:

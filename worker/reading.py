@@ -3,7 +3,7 @@
 Whatever a line is refused for is found before training starts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from core.model import RoutedModel
 from core.preferences import Pairs
 from core.settings import Settings
 from core.specs.assignment import Assignment
-from core.specs.dataset import misfit
+from core.specs.dataset import Example, misfit
 from core.specs.training import TrainSpec
 
 FAULTS_KEPT = 100
@@ -54,33 +54,51 @@ def base_of(assignment: Assignment, settings: Settings) -> OpenBase:
     return base
 
 
+def _nothing() -> None:
+    return None
+
+
 def corpus_of(
-    path: Path, tokenizer: PreTrainedTokenizerFast, spec: TrainSpec, *, context: int, param: str
+    path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    spec: TrainSpec,
+    *,
+    context: int,
+    param: str,
+    heed: Callable[[], object] = _nothing,
 ) -> Corpus | Pairs:
     """The file's rows as this base model sees them, in its method's template; of a DPO job, its pairs of rows.
 
-    context: tokens the base model can attend to; a prefix takes its places of them.
+    context: tokens the base model can attend to; a prefix takes its places of them. heed: called for every line, each
+    of the three times that the file is gone through; what it raises ends the reading.
 
     Raises:
         UnusableFileError: with the first hundred faults.
 
     """
-    report = check(path)
+    report = check(path, heed=heed)
     if report.n_faults:
         raise UnusableFileError(param, report.faults, report.n_faults)
     if unfit := misfit(str(report.format), is_dpo=spec.dpo is not None):
         raise UnusableFileError(param, [Fault(1, "", "unsupported_format", unfit)], 1)
     template = spec.method.row_template
     room = min(spec.max_seq_length, context - spec.method.prefix_length)
-    found = measure(path, tokenizer, room, train_on=spec.train_on, template=template)
+    found = measure(path, tokenizer, room, train_on=spec.train_on, template=template, heed=heed)
     faults = [*found.faults, *(TooLongError(*row, room).fault for row in found.too_long)]
     if faults:
         faults.sort(key=lambda fault: fault.line)
         raise UnusableFileError(param, faults, len(found.faults) + found.n_too_long)
+    examples = _heeded(read(path), heed)
     if spec.dpo is not None:
-        return Pairs.of(encode_pairs(read(path), tokenizer, max_tokens=room, template=template))
-    rows = encode_all(read(path), tokenizer, train_on=spec.train_on, max_tokens=room, template=template)
+        return Pairs.of(encode_pairs(examples, tokenizer, max_tokens=room, template=template))
+    rows = encode_all(examples, tokenizer, train_on=spec.train_on, max_tokens=room, template=template)
     return Corpus.of(rows)
+
+
+def _heeded(examples: Iterable[tuple[int, Example]], heed: Callable[[], object]) -> Iterator[tuple[int, Example]]:
+    for example in examples:
+        heed()
+        yield example
 
 
 def start_of(path: Path | None) -> dict[str, SoftPrompt]:

@@ -1,6 +1,6 @@
 """A validation file, and what a run's effect of now makes of it: of examples, or of pairs. Tells nobody."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from core.base.load import OpenBase
 from core.data.batches import Corpus
@@ -28,9 +28,11 @@ class Validation:
             return evaluate_pairs(model, method, self.corpus, run.preference, tokens_per_batch)
         return evaluate(model, method, self.corpus, tokens_per_batch)
 
-    def found(self, model: RoutedModel, run: Run, score: Score) -> tuple[dict[str, float], tuple[Sample, ...]]:
-        """By the names of a run's metrics, and some answers. score: of the whole file."""
-        answered = self._quiz.ask(model, run)
+    def found(
+        self, model: RoutedModel, run: Run, score: Score, heed: Callable[[], object]
+    ) -> tuple[dict[str, float], tuple[Sample, ...]]:
+        """By the names of a run's metrics, and some answers. score: of the whole file. heed: called at each answer."""
+        answered = self._quiz.ask(model, run, heed)
         if isinstance(self.corpus, Pairs):
             rewards = {"valid_reward_margin": score.reward_margin, "valid_reward_accuracy": score.accuracy}
             return {"valid_loss": score.loss, **rewards, **answered.metrics(None)}, answered.samples

@@ -1,5 +1,6 @@
 """How much a dataset is to one base model: its tokens, its rows' lengths, what is too long. Keeps no row."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,6 +37,10 @@ class Measure:
         return int(self.learned.sum())
 
 
+def _nothing() -> None:
+    return None
+
+
 def measure(
     path: Path,
     tokenizer: PreTrainedTokenizerFast,
@@ -44,11 +49,12 @@ def measure(
     train_on: TrainOn = "assistant",
     template: Template | None = None,
     first: int | None = None,
+    heed: Callable[[], object] = _nothing,
 ) -> Measure:
     """Reads a checked file and counts, virtual tokens and anchors too. Holds a few rows, and 16 bytes of every one.
 
     first: how many examples are read, None for all. max_tokens None finds nothing too long. A preference pair is two
-    rows of one line.
+    rows of one line. heed: called after every row; what it raises ends the reading.
 
     Raises:
         FaultyLineError: the file would not pass formats.check.
@@ -60,6 +66,7 @@ def measure(
     faults: list[Fault] = []
     for row in outcomes(islice(conversations(read(path)), first), tokenizer, train_on, template):
         count += 1
+        heed()
         if isinstance(row, Fault):
             faults += [row] if len(faults) < MAX_FAULTS_KEPT else []
             continue

@@ -5,7 +5,7 @@ good record (core/data/shapes.py). A line holds at most MAX_LINE_BYTES, a file a
 grow with the file, and no bytes make check() raise.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,14 +76,20 @@ class Reading:
             yield Line(1, (_EMPTY,))
 
 
-def check(path: Path, *, max_unpacked_bytes: int | None = None) -> DatasetReport:
-    """Reads the whole file and reports every fault. Raises OSError alone.
+def _nothing() -> None:
+    return None
+
+
+def check(path: Path, *, max_unpacked_bytes: int | None = None, heed: Callable[[], object] = _nothing) -> DatasetReport:
+    """Reads the whole file and reports every fault. Raises OSError, and what heed does, alone.
 
     max_unpacked_bytes: that a gzip archive or a Parquet file may unfold to; None trusts bytes that were checked before.
+    heed: called after every line, for a file may be long.
     """
     reading, faults, doctor = Reading(path, max_unpacked_bytes), Faults(), Doctor()
     n_examples = 0
     for line in reading:
+        heed()
         faults.add(*line.faults)
         if line.format is not None:
             n_examples += 1

@@ -1,4 +1,7 @@
-"""Answers that are few are labels: which there are, and how well they were told apart. Pure: ids in, numbers out."""
+"""Answers that are labels: which there are, and how well they were told apart. Pure: ids in, numbers out.
+
+Of a file of classification rows they are what it calls so; of another, answers are labels where they are short and few.
+"""
 
 from collections.abc import Sequence
 
@@ -24,7 +27,9 @@ def answer_of(row: TokenRow) -> Label:
 
 
 def labels_of(corpus: Corpus) -> frozenset[Label]:
-    """The answers, where they are two or more, short, and few for so many rows; else none."""
+    """Of classification rows all answers; else the answers where they are two or more, short and few; else none."""
+    if len(corpus) and bool((corpus.class_of >= 0).all()):
+        return frozenset(map(answer_of, corpus))
     found: set[Label] = set()
     for row in corpus:
         label = answer_of(row)

@@ -47,7 +47,7 @@ class Assignment(Spec):
 
 
 class Leave(Spec):
-    """One job is to stop at its next step, with a checkpoint; the others go on."""
+    """One job is to stop, with a checkpoint, as soon as it hears it: between two turns. The others go on."""
 
     kind: Literal["leave"] = "leave"
     job_id: str

@@ -65,11 +65,12 @@ class PromptExample(Spec):
 
 
 class InstructionExample(Spec):
-    """Alpaca's: what to do, perhaps with what, and the answer."""
+    """Alpaca's: what to do, perhaps with what, and the answer. text, its own prompt of all that, is not read."""
 
     instruction: Annotated[str, Field(min_length=1)]
     input: str | None = None
     output: str
+    text: str | None = None
 
     @field_validator("output")
     @classmethod

@@ -45,6 +45,17 @@ class BaseMethodSpec(Spec):
         """The name or id of the adapter that it starts from, if it does."""
         return None
 
+    def idle(self) -> tuple[str, str] | None:
+        """A field that was given a value of its own and does nothing beside the others, and what it would need."""
+        return next(((name, needs) for name, needs in self._needs() if self._is_own(name)), None)
+
+    def _needs(self) -> tuple[tuple[str, str], ...]:
+        """The fields that do nothing beside the others, and what each would need."""
+        return ()
+
+    def _is_own(self, name: str) -> bool:
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
 
 class LoraSpec(BaseMethodSpec):
     """Low-rank updates of chosen linear layers. Hu et al. 2021, arXiv:2106.09685."""
@@ -156,6 +167,12 @@ class PrefixTuningSpec(BaseMethodSpec):
             raise ValueError("prefix_init 'text' needs prefix_init_text, and nothing else takes it")
         return self
 
+    def _needs(self) -> tuple[tuple[str, str], ...]:
+        found = [] if self.parametrization == "mlp" else [("encoder_hidden_size", "parametrization 'mlp'")]
+        if self.parametrization != "mlp" or self.prefix_init != "text":
+            found.append(("fit_steps", "parametrization 'mlp' and prefix_init 'text'"))
+        return tuple(found)
+
     @property
     def prefix_length(self) -> int:
         """A place of the context for each."""
@@ -241,6 +258,12 @@ class PTuningSpec(BaseMethodSpec):
     def _readable(self) -> Self:
         parse(self.template)
         return self
+
+    def _needs(self) -> tuple[tuple[str, str], ...]:
+        lstm = "encoder_reparameterization_type 'LSTM'"
+        if self.encoder_reparameterization_type == "MLP":
+            return ("encoder_num_layers", lstm), ("encoder_dropout", f"{lstm} of two layers or more")
+        return () if self.encoder_num_layers > 1 else (("encoder_dropout", "encoder_num_layers of two or more"),)
 
     @property
     def row_template(self) -> Template:

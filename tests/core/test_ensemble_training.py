@@ -10,7 +10,7 @@ from core.data.batches import Corpus
 from core.data.tokens import TokenRow
 from core.effects import Ensemble, SoftPrompt
 from core.optimisers import Group
-from core.pieces import Piece
+from core.pieces import Piece, weights_of
 from core.run import Run
 from core.specs.method import PromptTuningSpec
 from core.specs.training import TrainSpec
@@ -70,10 +70,11 @@ def learned(model, *runs):
 def test_members_have_in_one_batch_the_gradients_that_they_have_alone(llama, tokens_per_batch):
     both = run_of(*STARTS, tokens_per_batch=tokens_per_batch)
     pieces = [Piece(both, place, both.corpus.rows_of(place)) for place in both.next_rows()]
-    trainer._learn(llama, pieces)
+    trainer._learn(llama, pieces, weights_of(pieces))
     for start, together in zip(STARTS, both.method.prompts, strict=True):
         one = run_of(start)
-        trainer._learn(llama, [Piece(one, p.place, p.rows) for p in pieces])
+        own = [Piece(one, p.place, p.rows) for p in pieces]
+        trainer._learn(llama, own, weights_of(own))
         assert torch.allclose(together.grad, one.method.prompts[0].grad, atol=1e-7, rtol=1e-4)
         assert together.grad.abs().max() > 1e-4
     # Negative control: they are not alike.

@@ -4,6 +4,8 @@ import pytest
 import torch
 from token_rows import new_run, random_corpus, spec
 
+from core import run as run_module
+from core.data.batches import order
 from core.run import Run
 from core.trainer import train
 
@@ -71,6 +73,17 @@ def test_each_epoch_sees_every_row_once_in_an_order_of_its_own(llama):
     first, second = ([row for rows in epoch for row in rows] for epoch in (seen[:3], seen[3:]))
     assert sorted(first) == sorted(second) == list(range(10))
     assert first != second
+
+
+def test_an_epochs_order_is_drawn_once_however_many_runs_take_turns(llama, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(run_module, "order", lambda *which: drawn.append(which) or order(*which))
+    runs = [new_run(llama, rows=10, n_epochs=2, batch_size=4, seed=seed) for seed in range(8)]
+    for _ in range(6):
+        for run in runs:
+            run.next_rows()
+            run.step += 1
+    assert sorted(drawn) == [(10, seed, epoch) for seed in range(8) for epoch in (0, 1)]
 
 
 def test_the_state_of_another_spec_is_refused_and_changes_nothing(llama):

@@ -138,10 +138,10 @@ def test_divided_by_each_processs_own_tokens_the_weights_are_others(model, team,
     alone, run = new("lora"), new("lora")
     expected, plain = events(model, [alone]), together._outcome
 
-    def by_its_own(model, turn, leaves, team):
+    def by_its_own(model, turn, leaves, team, *rest):
         own = [sum(sum(row.learned) for batch in share for row in batch) for share in turn.shares]
         owners = tuple(owner.model_copy(update={"weight": 2 * own[team.rank]}) for owner in turn.owners)
-        return plain(model, turn.model_copy(update={"owners": owners}), leaves, team)
+        return plain(model, turn.model_copy(update={"owners": owners}), leaves, team, *rest)
 
     monkeypatch.setattr(together, "_outcome", by_its_own)  # in the leader; so that its part has another weight
     said = events(model, [run], team)

@@ -25,9 +25,11 @@ from core.specs.assignment import (
     PhaseReport,
     Said,
     StepReport,
+    ValidationReport,
     WarningReport,
 )
 from core.specs.method import MethodSpec
+from worker import sign_of_life
 from worker.company import Company
 from worker.progress import warning_event
 
@@ -160,6 +162,16 @@ def test_a_job_that_joins_late_and_a_small_one_beside_a_huge_one(tmp_path, tiny_
         assert_same(watch.said[name], alone(tmp_path, tiny_entry, name, **changes))
 
 
+@pytest.mark.parametrize("is_long", [True, False])
+def test_a_long_turn_says_that_it_is_going_on(tmp_path, tiny_entry, monkeypatch, is_long):
+    """Else its supervisor takes the process for hung: a step of many rows may take longer than GRAFT_STALL_S."""
+    monkeypatch.setattr(sign_of_life, "SIGN_OF_LIFE_S", 0.0 if is_long else 3600.0)
+    reports = alone(tmp_path, tiny_entry, "rs", n_epochs=1, batch_size=12, tokens_per_batch=64)
+    before_the_step = reports[: reports.index(of_kind(reports, StepReport)[0])]
+    said = [report for report in of_kind(before_the_step, PhaseReport) if report.phase == "training"]
+    assert (len(said) > 3) is is_long
+
+
 def test_one_is_let_go_with_a_checkpoint_and_the_others_do_not_notice(tmp_path, tiny_entry):
     jobs = [job(tmp_path, tiny_entry, name) for name in ("lora", "prefix", "prompt")]
     leave = ("prefix", StepReport, 3, lambda w: w.company.take(Leave(job_id="prefix")))
@@ -172,6 +184,27 @@ def test_one_is_let_go_with_a_checkpoint_and_the_others_do_not_notice(tmp_path, 
     again = Watch()
     assert again.company.go(job(tmp_path, tiny_entry, "prefix", lease_epoch=2)) == FINISHED
     assert [step.step for step in of_kind(again.said["prefix"], StepReport)] == list(range(4, STEPS + 1))
+
+
+def test_one_that_is_let_go_in_the_midst_of_a_huge_step_goes_at_once(tmp_path, tiny_entry, monkeypatch):
+    """Its step would take six turns of the other; the checkpoint is of its last step, judged once."""
+    monkeypatch.setattr("core.strides.FAIR", 1)
+    how = {"n_epochs": 3, "batch_size": 12, "tokens_per_batch": 64, "eval_steps": 1}
+    huge = job(tmp_path, tiny_entry, "kv", **how)
+    small = job(tmp_path, tiny_entry, "lora", batch_size=1, tokens_per_batch=64)
+    watch = Watch(
+        ("kv", StepReport, 1, lambda w: w.join(small)),
+        ("lora", StepReport, 3, lambda w: w.company.take(Leave(job_id="kv"))),
+    )
+    assert watch.company.go(huge) == FINISHED
+    assert watch.codes == {"kv": DRAINED, "lora": FINISHED}
+    assert watch.order.index(("kv", "ended")) == watch.order.index(("lora", 3)) + 1
+    assert [step.step for step in of_kind(watch.said["kv"], StepReport)] == [1]
+    again = Watch()
+    assert again.company.go(job(tmp_path, tiny_entry, "kv", lease_epoch=2, **how)) == FINISHED
+    assert_same(watch.said["kv"] + again.said["kv"], alone(tmp_path, tiny_entry, "kv", **how))
+    validated = [report.step for report in of_kind(watch.said["kv"] + again.said["kv"], ValidationReport)]
+    assert validated == [1, 2, 3]
 
 
 class Sick(Lora):
@@ -231,6 +264,23 @@ def test_a_forward_too_large_for_memory_is_cut_and_said_and_the_job_learns_the_s
     (finished,) = of_kind(reports, FinishedReport)
     assert finished.memory_bytes > 1 << 20
     assert finished.tokens_per_s > 0
+
+
+def test_one_may_be_let_go_as_all_hear_that_memory_is_short(tmp_path, tiny_entry, monkeypatch):
+    plain, calls = learning.token_losses, []
+
+    def cramped(*args):
+        calls.append(1)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError
+        return plain(*args)
+
+    monkeypatch.setattr("core.shortage.FEWEST_TOKENS", 8)
+    monkeypatch.setattr(learning, "token_losses", cramped)
+    names = ("lora", "rs", "kv")
+    jobs = [job(tmp_path, tiny_entry, name, eval_steps=100) for name in names]
+    code, watch = in_step(jobs, ("lora", WarningReport, 1, lambda w: w.company.take(Leave(job_id="kv"))))
+    assert (code, watch.codes) == (FINISHED, {"lora": FINISHED, "rs": FINISHED, "kv": DRAINED})
 
 
 def test_a_file_that_cannot_be_used_ends_its_own_job_only(tmp_path, tiny_entry):

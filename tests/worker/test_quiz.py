@@ -5,9 +5,11 @@ import json
 import pytest
 from tiny_job import attempt, make_assignment, numbers, of_kind
 
-from core.specs.assignment import FINISHED, Sample, SamplesReport, ValidationReport
+from core.data.labels import macro_f1
+from core.specs.assignment import FINISHED, PhaseReport, Sample, SamplesReport, ValidationReport
 from core.specs.method import PrefixTuningSpec, PromptTuningSpec
 from core.specs.training import TrainSpec
+from worker import quiz, sign_of_life
 from worker.progress import samples_event
 
 
@@ -44,6 +46,30 @@ def test_labels_are_told_apart_by_accuracy_and_macro_f1(tmp_path, tiny_entry):
     assert [sample.expected for sample in samples] == ["even<|im_end|>", "odd<|im_end|>", "even<|im_end|>"]
     assert samples[1].prompt == "<|im_start|>user\n1<|im_end|>\n<|im_start|>assistant\n"
     assert reports[-1].metrics["valid_macro_f1"] is not None
+
+
+def write_classes(path, count):
+    """A hundred and twenty classes, of which all rows of one stand together, as files often are sorted."""
+    rows = [{"text": f"{n}?", "label": f"class {n * 120 // count}"} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_of_many_classes_sorted_by_class_all_are_asked(tmp_path, tiny_entry, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sign_of_life, "SIGN_OF_LIFE_S", 0.0)
+    monkeypatch.setattr(quiz, "macro_f1", lambda expected, *rest: asked.append(expected) or macro_f1(expected, *rest))
+    assignment = make_assignment(tmp_path, tiny_entry, n_epochs=1, eval_steps=None)
+    write_classes(assignment.training_file, 6)
+    write_classes(assignment.validation_file, 300)
+    code, reports = attempt(assignment)
+    assert code == FINISHED
+    assert {report.valid_accuracy is None for report in of_kind(reports, ValidationReport)} == {False}
+    assert len(asked[0]) == 240
+    assert len(set(asked[0])) == 120
+    # Of each answer it is said that it is being worked at: a supervisor would take long silence for a hang.
+    assert sum(report.phase == "evaluating" for report in of_kind(reports, PhaseReport)) > 240
+    (said,) = of_kind(reports, SamplesReport)
+    assert {sample.expected for sample in said.samples} == {" class 0<|im_end|>"}
 
 
 def test_a_file_of_many_answers_has_samples_and_no_macro_f1(tmp_path, tiny_entry):

@@ -1,16 +1,17 @@
 """A job's files to rows: in its method's template, and no longer than the context has room for beside its prefix."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
-from tiny_job import PLAIN, make_tiny_base, write_rows
+from tiny_job import PLAIN, make_tiny_base, write_pairs, write_rows
 
 from core import adapter_files, peft_files
 from core.base.load import open_tokenizer
 from core.effects import Ensemble
 from core.specs.method import LoraSpec, PrefixTuningSpec, PromptTuningSpec, PTuningSpec
-from core.specs.training import TrainSpec
+from core.specs.training import DPO, TrainSpec
 from worker.reading import UnusableFileError, corpus_of, start_of
 
 
@@ -51,6 +52,24 @@ def test_virtual_tokens_and_prefixes_take_their_room_of_the_context(read, method
     read(method, context=needed)
     with pytest.raises(UnusableFileError, match="tokens; at most"):
         read(method, context=needed - 1)
+
+
+@pytest.mark.parametrize("is_of_pairs", [False, True])
+def test_a_file_says_of_every_line_that_it_is_being_read_and_can_be_stopped_at_each(tmp_path, is_of_pairs):
+    tokenizer = open_tokenizer(make_tiny_base(tmp_path / "base"), cache_dir=tmp_path / "cache")
+    path = (write_pairs if is_of_pairs else write_rows)(tmp_path / "training.jsonl", 3)
+    spec = TrainSpec(base_model="tiny", method=LoraSpec(), **PLAIN, dpo=DPO() if is_of_pairs else None)
+    how, heard = {"context": 512, "param": "training_file"}, []
+    corpus_of(path, tokenizer, spec, **how, heed=lambda: heard.append(1))
+    # Checked, measured (a pair is two rows), encoded.
+    assert len(heard) == (3 + 6 + 3 if is_of_pairs else 9)
+
+    def enough(left):
+        left.pop()  # raises IndexError where none is left
+
+    for stopped in range(len(heard)):
+        with pytest.raises(IndexError):
+            corpus_of(path, tokenizer, spec, **how, heed=partial(enough, [1] * stopped))
 
 
 def test_a_prompt_starts_from_an_adapters_zip_and_from_nothing_else(tmp_path, new_facts, new_effects):

@@ -10,13 +10,13 @@ from core.data.tokens import TokenRow
 A, B, C = (1,), (2, 3), (9,)
 
 
-def row(*answers, line=1):
+def row(*answers, line=1, label=None):
     """A prompt of two tokens before each answer."""
     ids, learned = [], []
     for answer in answers:
         ids += [7, 8, *answer]
         learned += [False, False, *[True] * len(answer)]
-    return TokenRow(line, np.array(ids, np.int32), np.array(learned))
+    return TokenRow(line, np.array(ids, np.int32), np.array(learned), label)
 
 
 def test_the_answer_of_a_row_is_its_first():
@@ -39,6 +39,17 @@ def test_the_answer_of_a_row_is_its_first():
 )
 def test_answers_are_labels_where_they_are_short_and_few(rows, labels):
     assert labels_of(Corpus.of(rows)) == labels
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[(n,) for n in range(150)], [A, B, C], [A, A], [A, tuple(range(17))]],
+    ids=["many", "one row each", "one", "long"],
+)
+def test_of_classification_rows_all_answers_are_labels(answers):
+    """However many they are, as the 150 of CLINC150; the same answers of another format are none."""
+    assert labels_of(Corpus.of(row(answer, label=str(answer)) for answer in answers)) == frozenset(answers)
+    assert labels_of(Corpus.of(map(row, answers))) == frozenset()
 
 
 def test_macro_f1_weighs_each_label_alike_however_rare():

@@ -48,6 +48,9 @@ def test_what_is_written_in_another_formats_words_is_a_conversation(jsonl):
     assert said(example) == [("user", "Add.\n\n1 2"), ("assistant", "3")]
     [(_, example)] = read(jsonl({"instruction": "Sing.", "input": "", "output": "la"}))
     assert said(example) == [("user", "Sing."), ("assistant", "la")]
+    published = {"instruction": "Sing.", "input": "", "output": "la", "text": "Below is an instruction. Sing. la"}
+    [(_, example)] = read(jsonl(published))
+    assert said(example) == [("user", "Sing."), ("assistant", "la")]
     [(_, example)] = read(jsonl({"system": "Be kind.", "id": 7, **GOOD["sharegpt"]}))
     assert said(example) == [("system", "Be kind."), ("user", "q"), ("assistant", "a")]
 
