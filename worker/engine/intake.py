@@ -91,7 +91,6 @@ class Intake:
             limit=min(spec.sampling.max_tokens, offset + room),
             emit=emit,
             queue=spec.queue,
-            runs_whole=spec.read is not None,
             wants_logprob=spec.with_logprob,
             top_logprobs=spec.top_logprobs,
             lexicon=self._lexicon,

@@ -12,7 +12,7 @@ their weights, and a tenant's rows in order of arrival. A prompt's token counts 
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -187,17 +187,18 @@ class Scheduler:
         self._charge(row, -count * PROMPT)
         row.cached += count
 
-    def plan(self) -> list[Chunk]:
-        """The next step. Call ran() for each chunk once it is in the cache."""
-        takes = {row.key: 1 for row in self._running.values() if row.pending == 1}
+    def plan(self, held: Collection[int] = ()) -> list[Chunk]:
+        """The next step, without the rows that are held. Call ran() for each chunk once it is in the cache."""
+        going = [row for row in self._running.values() if row.key not in held]
+        takes = {row.key: 1 for row in going if row.pending == 1}
         budget = self._token_budget - len(takes)
-        for row in self._running.values():
+        for row in going:
             if row.pending > 1 and budget > 0:
                 takes[row.key] = min(row.pending, budget)
                 budget -= takes[row.key]
         return [
             Chunk(row.key, row.cached, takes[row.key], is_last=takes[row.key] == row.pending)
-            for row in self._running.values()
+            for row in going
             if row.key in takes
         ]
 
