@@ -85,6 +85,9 @@ class Seating:
             self.keep(seat)
         self._forward.clear(seat)
         self._unpin(seat.request)
+        digest = seat.request.digest
+        if digest is not None and not self._residency.has(digest):
+            self._prefixes.forget([digest])  # it was deleted while rows wore it, and this was the last of them
 
     def _known(self, seat: Seat) -> int:
         """How many of its tokens are in its slot."""

@@ -211,6 +211,17 @@ def test_a_deleted_adapters_blocks_are_free(cached):
     assert set(cached.engine.status()["adapters"]["resident"]) == {a.sha256 for a in adapters[1:3]}
 
 
+def test_what_runs_in_an_adapter_that_is_deleted_meanwhile_is_not_kept(cached):
+    adapter = cached.publish()
+    rows = [cached.ask(prompt=PROMPT, adapter=adapter, max_tokens=n) for n in (3, 9)]
+    while not rows[0].frames:
+        cached.engine.step() or cached.engine._sleep()
+    cached.engine.forget([adapter.sha256])
+    cached.run()
+    assert [row.fin for row in rows] == ["length", "length"]
+    assert (told(cached)["bytes"], cached.engine.adapters()) == (0, [])
+
+
 @pytest.fixture
 def small(llama):
     """Six blocks beside two slots."""
