@@ -109,7 +109,8 @@ class Scheduler:
         for line, rows in self._lines.items():
             rest = iter(rows.values())
             head = next(rest)
-            turns.setdefault(head.priority, []).append((self._tenants[head.priority].of(line), head.arrival, head, rest))
+            served = self._tenants[head.priority].of(line)
+            turns.setdefault(head.priority, []).append((served, head.arrival, head, rest))
         for heap in turns.values():
             heapq.heapify(heap)
         classes = [(self._classes.of(priority), -priority) for priority in turns]
