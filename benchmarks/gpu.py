@@ -69,7 +69,7 @@ def main() -> int:
         found["steps"] = steps(options.shape, options.rounds)
     found["many"] = gpu_many.many(opened(options.shape, "bf16"), sizes_of(options))
     torch.cuda.empty_cache()
-    how = {"device": "cuda", "dtype": torch.bfloat16, "rows": ROWS, "rank": RANK, "context": CONTEXT}
+    how: Found = {"device": "cuda", "dtype": torch.bfloat16, "rows": ROWS, "rank": RANK, "context": CONTEXT}
     found["peft"] = gpu_peer.peer(SHAPES[options.shape], steps=options.peft_steps, **how)
     for part in ("low_rank", "decoding", "four_bits", "steps", "peft", "many"):
         show(part, found[part])
