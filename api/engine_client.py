@@ -209,19 +209,20 @@ class EngineClient:
         """One engine's answer. Raises one of the three errors above, or the ClientError of a refusal."""
         try:
             request = self._http.stream("POST", f"{engine.url}/generate", json=spec.model_dump(mode="json"))
-            async with request as answer:
-                if answer.status_code != httpx.codes.OK:
-                    raise refusal_of(answer.status_code, await answer.aread(), answer.headers.get("retry-after"))
-                expected = 0
-                async for line in lines_of(answer):
-                    frame = frame_of(line, expected)
-                    expected += 1
-                    if progress.prompt_ids is None:
-                        progress.prompt_ids = frame.prompt_ids
-                    progress.emitted.extend(frame.ids)
-                    yield frame
-                    if frame.fin:
-                        return
+            with self.directory.asking(engine):
+                async with request as answer:
+                    if answer.status_code != httpx.codes.OK:
+                        raise refusal_of(answer.status_code, await answer.aread(), answer.headers.get("retry-after"))
+                    expected = 0
+                    async for line in lines_of(answer):
+                        frame = frame_of(line, expected)
+                        expected += 1
+                        if progress.prompt_ids is None:
+                            progress.prompt_ids = frame.prompt_ids
+                        progress.emitted.extend(frame.ids)
+                        yield frame
+                        if frame.fin:
+                            return
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise EngineAwayError from error
         except httpx.HTTPError as error:

@@ -1,8 +1,13 @@
-"""Which engine is to answer: alive, ready, of the right base model and precision; first who wore the adapter before."""
+"""Which engine is to answer: alive, ready, of the right base model and precision; first who wore the adapter before.
+
+Unless that one has no place left and more than its part of all that this process asks: then the least busy first.
+"""
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from anyio.to_thread import run_sync
@@ -12,6 +17,7 @@ from core.records.database import Database
 from core.records.tables import Presence
 
 FRESH_S = 1.0  # how long a reading of the directory is believed
+FULL = 1.25  # times the mean of what is under way: who has more, and no place left, is passed by
 REST_S = (1.0, 30.0)  # of an engine that failed: at first, doubled by every further failure, and at most
 
 
@@ -30,6 +36,7 @@ class EngineDirectory:
         self._engines: Sequence[Presence] = ()
         self._read_at = float("-inf")
         self._rests: dict[tuple[str, float], _Rest] = {}
+        self._under_way: Counter[tuple[str, float]] = Counter()
 
     async def choices(
         self, base_model: str, adapter_id: str | None, *, precision: str | None = "bf16", is_awake: bool = False
@@ -49,7 +56,20 @@ class EngineDirectory:
         now = self._clock()
         if is_awake:
             ready = [engine for engine in ready if not self._rests_at(engine, now)]
-        return sorted(ready, key=lambda engine: (self._rests_at(engine, now), _weight(engine.id, adapter_id)))
+        full = self._full(ready)
+        return sorted(ready, key=lambda e: (self._rests_at(e, now), full.get(_life(e), 0), _weight(e.id, adapter_id)))
+
+    @contextmanager
+    def asking(self, engine: Presence) -> Iterator[None]:
+        """One more request of this process is under way there."""
+        life = _life(engine)
+        self._under_way[life] += 1
+        try:
+            yield
+        finally:
+            self._under_way[life] -= 1
+            if not self._under_way[life]:
+                del self._under_way[life]
 
     def failed(self, engine: Presence) -> None:
         """It did not answer as it should: others come first for a while, and the directory is read anew."""
@@ -72,6 +92,14 @@ class EngineDirectory:
             and engine.url
             and precision in (None, precision_of(engine))
         ]
+
+    def _full(self, engines: Sequence[Presence]) -> dict[tuple[str, float], int]:
+        """Those with more than their part and no place left, and how much is under way there."""
+        asked = {_life(engine): self._under_way[_life(engine)] for engine in engines}
+        part = FULL * sum(asked.values()) / max(1, len(asked))
+        places = {_life(engine): engine.details.get("rows") for engine in engines}
+        over = {life: n for life, n in asked.items() if n > part}
+        return {life: n for life, n in over.items() if isinstance(rows := places[life], int) and n >= rows}
 
     def _rests_at(self, engine: Presence, now: float) -> bool:
         rest = self._rests.get(_life(engine))

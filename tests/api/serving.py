@@ -100,13 +100,13 @@ def serving(settings):
 
 
 @contextmanager
-def running(service, precision="bf16"):
+def running(service, precision="bf16", **about):
     """An engine that serves, and says so, as long as the block lasts."""
     fake = FakeEngine(service.settings.engine_token)
     presence_id, is_over = new_id("engine-"), threading.Event()
 
     def beat():
-        details = {"context": fake.context, "vocabulary": 12, "base_precision": precision}
+        details = {"context": fake.context, "vocabulary": 12, "base_precision": precision, **about}
         said = {"role": "engine", "is_ready": True, "details": details, "url": fake.url, "base_model": BASE}
         presences.beat(service.database, presence_id, **said)
 

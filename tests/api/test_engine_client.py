@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from asking import HELLO, ask, events_of, eventually, usage_rows
 from fake_engine import words_of
-from serving import BASE
+from serving import BASE, running
 
 
 def test_without_an_engine_the_answer_is_to_come_again(service):
@@ -32,6 +32,19 @@ def test_a_busy_engine_is_passed_by_once(service, engine, second_engine):
     engine.script = [{"status": 503}]
     assert ask(service).status_code == 200
     assert len(second_engine.requests) == 1
+
+
+def test_requests_beyond_an_engines_places_go_to_another_at_once(service):
+    with running(service, rows=2) as one, running(service, rows=2) as other:
+        one.pause_s = other.pause_s = 0.05
+        for _ in range(2):  # the first time over, nothing is under way
+            assert ask(service, n=4, max_tokens=9).status_code == 200
+            assert [len(one.requests), len(other.requests)] == [2, 2]
+            one.requests.clear()
+            other.requests.clear()
+        # What fits stays together, where its adapter or its prompt is known.
+        assert ask(service, n=2, max_tokens=9).status_code == 200
+        assert sorted([len(one.requests), len(other.requests)]) == [0, 2]
 
 
 @pytest.mark.parametrize("death", [{"die_after": 0}, {"die_after": 3}, {"end_after": 2}, {"gap_at": 2}])

@@ -1,3 +1,5 @@
+from contextlib import ExitStack
+
 import anyio
 import pytest
 from serving import BASE
@@ -75,6 +77,37 @@ def test_an_engine_that_failed_rests_longer_each_time_and_is_forgiven_once_it_an
     directory.failed(first)
     directory.answered(first)
     assert choices(directory)[0] == first.id
+
+
+def test_a_full_engine_is_passed_by_while_another_has_places(directory, beat):
+    for name in ("a", "b"):
+        beat(name, rows=2)
+    first, second = anyio.run(lambda: directory.choices(BASE, "adapter-1"))
+    with ExitStack() as under_way:
+        for _ in range(2):
+            assert choices(directory, "adapter-1")[0] == first.id  # it has places
+            under_way.enter_context(directory.asking(first))
+        for _ in range(2):
+            assert choices(directory, "adapter-1")[0] == second.id
+            under_way.enter_context(directory.asking(second))
+        # As full as one another: who wore the adapter before is first again, up to its part.
+        assert choices(directory, "adapter-1")[0] == first.id
+        under_way.enter_context(directory.asking(first))
+        assert choices(directory, "adapter-1")[0] == first.id
+        under_way.enter_context(directory.asking(first))
+        assert choices(directory, "adapter-1")[0] == second.id
+    assert choices(directory, "adapter-1") == [first.id, second.id]
+    assert not directory._under_way
+
+
+def test_an_engine_that_does_not_say_how_many_places_it_has_is_never_full(directory, beat):
+    for name in ("a", "b"):
+        beat(name)
+    first = anyio.run(lambda: directory.choices(BASE, "adapter-1"))[0]
+    with ExitStack() as under_way:
+        for _ in range(50):
+            under_way.enter_context(directory.asking(first))
+        assert choices(directory, "adapter-1")[0] == first.id
 
 
 def test_a_new_engine_is_found_at_once_where_there_was_none(directory, beat):

@@ -195,7 +195,8 @@ class Engine:
             for key in self._scheduler.unstarted():
                 # What rows before it, perhaps of this very moment, ran of the same prompt need not run again.
                 self._scheduler.reuse(key, self._seating.reuse(self._seats[key]))
-            work = [Work(self._seats[c.key], c) for c in self._scheduler.plan()]
+            held = {key for key in self._scheduler.unstarted() if self._seating.awaits(self._seats[key])}
+            work = [Work(self._seats[c.key], c) for c in self._scheduler.plan(held)]
         if not work:
             return False
         began = self._clock()

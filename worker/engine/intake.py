@@ -63,6 +63,7 @@ class Intake:
             message = f"this engine serves {self._base_model} in {self._base_precision}, not in {spec.base_precision}"
             raise Refused(404, "precision_unavailable", message, "base_precision")
         self._check_words(spec)
+        self._check_biases(spec)
         ids, offset = self._prompt(spec), spec.offset
         if spec.read is not None and spec.read.answer is not None:
             answer = self._answer(spec.read.answer)
@@ -91,7 +92,6 @@ class Intake:
             limit=min(spec.sampling.max_tokens, offset + room),
             emit=emit,
             queue=spec.queue,
-            runs_whole=spec.read is not None,
             wants_logprob=spec.with_logprob,
             top_logprobs=spec.top_logprobs,
             lexicon=self._lexicon,
@@ -107,6 +107,13 @@ class Intake:
             raise Refused(400, "unsupported_parameter", "this base model cannot be held to JSON", "response_format")
         if spec.top_logprobs is not None or (spec.read and spec.read.what == "likelihood"):
             raise Refused(400, "unsupported_parameter", "this base model's tokens have no bytes to tell of", "logprobs")
+
+    def _check_biases(self, spec: GenerateSpec) -> None:
+        """A bias of a token that is not there would be taken and do nothing."""
+        outside = [token for token, _ in spec.sampling.logit_bias if token >= self._vocabulary]
+        if outside:
+            message = f"logit_bias names id {outside[0]}, which is not in 0…{self._vocabulary - 1} of this base model"
+            raise Refused(400, "invalid_request", message, "logit_bias")
 
     def _guide(self, spec: GenerateSpec, drawn: Ids[int]) -> Guide | None:
         """What holds the answer to its schema, as it stands behind what was drawn earlier."""

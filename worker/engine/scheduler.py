@@ -12,7 +12,8 @@ their weights, and a tenant's rows in order of arrival. A prompt's token counts 
 
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -83,7 +84,9 @@ class Scheduler:
         self._waiting: dict[int, Row] = {}
         self._lines: dict[Line, dict[int, Row]] = {}  # the same rows; no line is empty
         self._running: dict[int, Row] = {}
-        self._classes, self._tenants = Ledger[int](), Ledger[Line]()
+        self._classes = Ledger[int]()
+        # One for each class: what another is served, or waits for, says nothing of where a tenant is to begin.
+        self._tenants: defaultdict[int, Ledger[Line]] = defaultdict(Ledger)
         self._arrivals = 0
 
     @property
@@ -106,7 +109,8 @@ class Scheduler:
         for line, rows in self._lines.items():
             rest = iter(rows.values())
             head = next(rest)
-            turns.setdefault(head.priority, []).append((self._tenants.of(line), head.arrival, head, rest))
+            served = self._tenants[head.priority].of(line)
+            turns.setdefault(head.priority, []).append((served, head.arrival, head, rest))
         for heap in turns.values():
             heapq.heapify(heap)
         classes = [(self._classes.of(priority), -priority) for priority in turns]
@@ -187,17 +191,18 @@ class Scheduler:
         self._charge(row, -count * PROMPT)
         row.cached += count
 
-    def plan(self) -> list[Chunk]:
-        """The next step. Call ran() for each chunk once it is in the cache."""
-        takes = {row.key: 1 for row in self._running.values() if row.pending == 1}
+    def plan(self, held: Collection[int] = ()) -> list[Chunk]:
+        """The next step, without the rows that are held. Call ran() for each chunk once it is in the cache."""
+        going = [row for row in self._running.values() if row.key not in held]
+        takes = {row.key: 1 for row in going if row.pending == 1}
         budget = self._token_budget - len(takes)
-        for row in self._running.values():
+        for row in going:
             if row.pending > 1 and budget > 0:
                 takes[row.key] = min(row.pending, budget)
                 budget -= takes[row.key]
         return [
             Chunk(row.key, row.cached, takes[row.key], is_last=takes[row.key] == row.pending)
-            for row in self._running.values()
+            for row in going
             if row.key in takes
         ]
 
@@ -218,9 +223,10 @@ class Scheduler:
         classes = {priority for priority, _ in self._lines}
         if row.priority not in classes:
             self._classes.join(row.priority, classes)
-        self._tenants.join(row.line, (line for line in self._lines if line[0] == row.priority))
+        tenants = self._tenants[row.priority]
+        tenants.join(row.line, (line for line in self._lines if line[0] == row.priority))
         running = {r.line for r in self._running.values()}
-        self._tenants.forget(lambda line: line in self._lines or line in running or line == row.line)
+        tenants.forget(lambda line: line in self._lines or line in running or line == row.line)
 
     def _leave_queue(self, key: int) -> Row:
         row = self._waiting.pop(key)
@@ -228,13 +234,13 @@ class Scheduler:
         del line[key]
         if not line:
             del self._lines[row.line]
-            self._tenants.leave(row.line)
+            self._tenants[row.priority].leave(row.line)
             if all(priority != row.priority for priority, _ in self._lines):
                 self._classes.leave(row.priority)
         return row
 
     def _charge(self, row: Row, service: float) -> None:
-        self._tenants.charge(row.line, service / row.weight)
+        self._tenants[row.priority].charge(row.line, service / row.weight)
         self._classes.charge(row.priority, service / SHARE**row.priority)
 
     def _giving_way(self, row: Row) -> int:

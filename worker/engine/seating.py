@@ -1,4 +1,9 @@
-"""Places for rows: a slot, the adapter that is worn, what is known of the prompt; and how they are given back."""
+"""Places for rows: a slot, the adapter that is worn, what is known of the prompt; and how they are given back.
+
+Rows that begin with the same tokens in the same adapter, of one tenant, run them once: they are copied out of blocks
+that were kept (prefix_cache.py), or out of the slot of an earlier row that is still seated. So the choices of one
+prompt, and the labels behind one, read it together.
+"""
 
 from core.cache import KVCache
 from core.effects import Effect, KVPrefix, SoftPrompt, members_of
@@ -19,6 +24,7 @@ class Seating:
         """context: entries of one row, its prefix and virtual tokens among them."""
         self._forward, self._cache, self._residency = forward, cache, residency
         self._prefixes, self._context = prefixes, context
+        self._seats: dict[int, Seat] = {}  # by slot, the earliest first
 
     def sit(self, request: Sequence) -> Seat | FrameError:
         """A slot, the adapter pinned, its prefix first, the prompt in its template; or why that cannot be."""
@@ -28,19 +34,35 @@ class Seating:
         if isinstance(seat, FrameError):
             self._cache.release(slot)
             self._unpin(request)
+            return seat
+        self._seats[slot] = seat
         return seat
 
     def reuse(self, seat: Seat) -> int:
         """How many more tokens of a row that has not run need not run, now that they are in its slot."""
-        ids, known = seat.request.ids, self._cache.lengths[seat.slot] - seat.first
-        if seat.request.runs_whole or not _is_shared(seat.request):
+        before = self._known(seat)
+        if before >= seat.request.may_skip or not _is_shared(seat.request):
             return 0
-        seat.links = self._prefixes.links(_root(seat.request), ids, seat.links)
-        return self._prefixes.reuse(seat.slot, seat.links[known // BLOCK :], len(ids) - known)
+        if before % BLOCK == 0:  # else another row's chunk ended within a block
+            seat.links = self._prefixes.links(_root(seat.request), seat.request.ids, seat.links)
+            tokens = seat.request.may_skip + 1 - before
+            self._prefixes.reuse(seat.slot, seat.links[before // BLOCK :], tokens)
+        self._copy(seat)
+        return self._known(seat) - before
+
+    def awaits(self, seat: Seat) -> bool:
+        """Whether a row that has not run shall let this step pass, for an earlier one still runs what it would copy.
+
+        Less than a block of tokens is not worth a step's wait.
+        """
+        if seat.request.may_skip - self._known(seat) < BLOCK or not _is_shared(seat.request):
+            return False
+        twin = self._twin(seat)
+        return twin is not None and (self._prefixes.size > 0 or twin.request.goes_on)
 
     def keep(self, seat: Seat) -> None:
         """What a row has run so far may be reused by others. Not for a row whose numbers are no numbers."""
-        n_blocks = (self._cache.lengths[seat.slot] - seat.first) // BLOCK
+        n_blocks = self._known(seat) // BLOCK
         request = seat.request
         if n_blocks <= seat.n_kept or not _is_shared(request):
             return
@@ -58,10 +80,35 @@ class Seating:
 
     def leave(self, seat: Seat) -> None:
         """The slot is free and the adapter worn by one row less. What a whole answer ran is kept."""
+        del self._seats[seat.slot]
         if seat.request.is_whole:
             self.keep(seat)
         self._forward.clear(seat)
         self._unpin(seat.request)
+        digest = seat.request.digest
+        if digest is not None and not self._residency.has(digest):
+            self._prefixes.forget([digest])  # it was deleted while rows wore it, and this was the last of them
+
+    def _known(self, seat: Seat) -> int:
+        """How many of its tokens are in its slot."""
+        return self._cache.lengths[seat.slot] - seat.first
+
+    def _twin(self, seat: Seat) -> Seat | None:
+        """The earliest row that begins with all that this one may skip, in the same adapter and of the same tenant."""
+        root, own = _root(seat.request), seat.request.ids[: seat.request.may_skip]
+        for other in self._seats.values():
+            if other is seat:
+                return None
+            if _root(other.request) == root and other.request.ids[: len(own)] == own:
+                return other
+        return None
+
+    def _copy(self, seat: Seat) -> None:
+        """What a twin has run and this row has not, out of the twin's slot."""
+        twin, known = self._twin(seat), self._known(seat)
+        count = 0 if twin is None else min(self._known(twin), seat.request.may_skip) - known
+        if twin is not None and count > 0:
+            self._cache.append(seat.slot, *self._cache.entries(twin.slot, twin.first + known, count))
 
     def _seated(self, request: Sequence, slot: int) -> Seat | FrameError:
         effect = None if request.adapter is None else self._worn(request.adapter)

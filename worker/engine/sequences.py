@@ -48,7 +48,6 @@ class Sequence:
     limit: int  # new tokens in all, earlier ones included
     emit: Callable[[Frame], None]  # never blocks
     queue: QueueSpec = field(default_factory=QueueSpec)
-    runs_whole: bool = False  # something is to be said of each token of its prompt, so that none may be left out
     wants_logprob: bool = False  # whether its frames say how likely their tokens were
     top_logprobs: int | None = None  # whether they say how likely the model held them, and so many others
     lexicon: Lexicon | None = None  # of a row of which likelihoods are told
@@ -69,6 +68,19 @@ class Sequence:
     def digest(self) -> str | None:
         """Of its adapter's content."""
         return self.adapter.sha256 if self.adapter else None
+
+    @property
+    def may_skip(self) -> int:
+        """How many of its first tokens need not run where others ran them.
+
+        All but the last; of a row that is read, those before the token that foretells the first that is wanted.
+        """
+        return len(self.ids) - 1 if self.reading is None else max(0, self.reading.of.start - 1)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it may still be there when the next token has been drawn."""
+        return self.reading is None and self.n_new + 1 < self.limit
 
     def row(self, now: float) -> Row:
         """What the scheduler is to know of it, accepted now."""

@@ -159,6 +159,28 @@ def test_a_tenant_that_comes_late_is_next_and_owes_and_owns_nothing_of_before():
     assert abs(market.served["late", 0] - gained) <= bound(1, {"": 1.0})
 
 
+def test_a_tenant_that_comes_while_its_class_does_not_wait_gets_no_credit_of_another_class():
+    """The last to leave the queue was of another class, which is served less: that is no place to begin from."""
+    market = Market(2)
+    for _ in range(60):
+        market.ask("flex", priority=-1)
+    for _ in range(400):
+        market.ask("early")
+        market.step()
+    while market.scheduler.n_waiting:
+        market.step()
+    assert market.order[-1] == ("flex", -1)
+    market.ask("flex", new=40, priority=-1)  # never at rest, so that counters stand
+    for _ in range(40):
+        market.ask("late")
+    for _ in range(40):
+        market.ask("early")
+    first = len(market.order)
+    for _ in range(60):
+        market.step()
+    assert Counter(market.order[first:])["early", 0] >= 5
+
+
 def test_among_one_tenants_rows_the_order_is_that_of_arrival():
     scheduler = Scheduler(rows=2, token_budget=8, max_waiting=9)
     for key, length in enumerate([9, 1, 5, 2]):
@@ -209,7 +231,7 @@ def test_what_need_not_run_is_not_charged():
     assert scheduler.admit(ready) == [0]
     scheduler.reuse(0, 29)
     assert [(c.start, c.count, c.is_last) for c in scheduler.plan()] == [(29, 1, True)]
-    assert scheduler._tenants.of((0, "a")) == 1.0
+    assert scheduler._tenants[0].of((0, "a")) == 1.0
     with pytest.raises(ValueError, match="1 tokens to run: 1 cannot"):
         scheduler.reuse(0, 1)
 

@@ -46,6 +46,12 @@ def test_new_tokens_are_capped_by_what_is_left_of_the_context(intake):
         ({"prompt": "x", "base_precision": "nf4"}, 404, "precision_unavailable", "serves tiny in bf16, not in nf4"),
         ({}, 400, "invalid_request", "one of messages, prompt and prompt_ids"),
         ({"prompt": "x", "prompt_ids": (7,)}, 400, "invalid_request", "one of messages, prompt and prompt_ids"),
+        (
+            {"prompt": "x", "sampling": SamplingSpec(logit_bias=((7, 1.0), (99, 1.0)))},
+            400,
+            "invalid_request",
+            "logit_bias names id 99, which is not in 0…98",
+        ),
         ({"prompt": "x", "offset": 1}, 400, "invalid_request", "offset goes with prompt_ids"),
         ({"prompt": ""}, 400, "invalid_request", "no token"),
         ({"prompt_ids": ()}, 400, "invalid_request", "no token"),

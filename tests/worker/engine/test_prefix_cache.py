@@ -84,11 +84,12 @@ def test_what_is_nobodys_is_kept_for_nobody(cached):
     assert told(cached)["bytes"] == 0
 
 
-def test_a_row_of_which_each_token_is_told_runs_whole(cached, monkeypatch):
+@pytest.mark.parametrize("what", ["likelihood", "embedding"])
+def test_a_row_of_which_each_token_is_told_runs_whole(cached, what):
     hits(cached)
-    plain = cached.intake.sequence
-    monkeypatch.setattr(cached.intake, "sequence", lambda *asked: dataclasses.replace(plain(*asked), runs_whole=True))
-    assert hits(cached)[1] == 0
+    before = told(cached)["hits"]
+    cached.tell(prompt=PROMPT, read={"what": what})
+    assert told(cached)["hits"] == before
 
 
 def test_roots_differ_by_all_that_keys_and_values_depend_on():
@@ -208,6 +209,17 @@ def test_a_deleted_adapters_blocks_are_free(cached):
     assert told(cached)["bytes"] == kept * 2 // 3
     assert [hits(cached, adapter=adapter)[1] for adapter in adapters[:3]] == [3 * BLOCK, 0, 3 * BLOCK]
     assert set(cached.engine.status()["adapters"]["resident"]) == {a.sha256 for a in adapters[1:3]}
+
+
+def test_what_runs_in_an_adapter_that_is_deleted_meanwhile_is_not_kept(cached):
+    adapter = cached.publish()
+    rows = [cached.ask(prompt=PROMPT, adapter=adapter, max_tokens=n) for n in (3, 9)]
+    while not rows[0].frames:
+        cached.engine.step() or cached.engine._sleep()
+    cached.engine.forget([adapter.sha256])
+    cached.run()
+    assert [row.fin for row in rows] == ["length", "length"]
+    assert (told(cached)["bytes"], cached.engine.adapters()) == (0, [])
 
 
 @pytest.fixture

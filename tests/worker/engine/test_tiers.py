@@ -2,6 +2,8 @@
 
 import gc
 import resource
+import threading
+import time
 import weakref
 from collections import Counter
 
@@ -95,6 +97,21 @@ def test_without_forgetting_a_deleted_adapter_would_stay(kitchen):
     kitchen.tell(adapter=adapter)
     gc.collect()
     assert kitchen.engine.adapters() == [adapter.sha256]
+
+
+def test_rows_go_on_while_an_adapter_is_on_its_way(kitchen, monkeypatch):
+    gate, plain = threading.Event(), kitchen.engine._residency._load
+    monkeypatch.setattr(kitchen.engine._residency, "_load", lambda digest: gate.wait(10) and plain(digest))
+    talker = kitchen.ask(prompt="talk", max_tokens=20)
+    cold = kitchen.ask(adapter=kitchen.publish(), max_tokens=2)
+    began = time.monotonic()
+    for _ in range(22):
+        kitchen.engine.step()
+    assert (talker.fin, cold.frames) == ("length", [])
+    assert time.monotonic() - began < 10  # a step that waited for it would have come so far too, but late
+    gate.set()
+    kitchen.run()
+    assert cold.fin == "length"
 
 
 def test_the_next_rows_adapters_are_fetched_while_rows_before_them_run(new_kitchen):
