@@ -25,8 +25,9 @@ WALKED = {
 }
 
 
+@pytest.mark.timeout(600)  # some 500 stops
 @pytest.mark.parametrize(("look", "places"), WALKED.values(), ids=WALKED)
-def test_the_focus_is_seen_at_every_stop_of_every_page(chromium, shown, look, places):
+def test_the_focus_is_seen_at_every_stop_of_a_page(chromium, shown, look, places):
     service, ids = shown
     page = signed_in(chromium, service, **look)
     found = {"/admin": keyboard.walk(page)}  # the navigation, too
