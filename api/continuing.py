@@ -30,7 +30,7 @@ def method_of(resources: Resources, asked: JobRequest, source: Model) -> MethodS
     """The method that the job says, or, where it says none, the one that made the source. Raises ClientError 400."""
     method = asked.chosen_method() if asked.says_method else _method_that_made(resources, source)
     try:
-        must_continue(method, source.peft_type or kind_left_by(_method_that_made(resources, source)))
+        must_continue(method, kind_of(resources, source))
     except ValueError as error:
         raise _refusal(str(error), "cannot_continue") from None
     if method.base_precision != source.base_precision:
@@ -40,6 +40,11 @@ def method_of(resources: Resources, asked: JobRequest, source: Model) -> MethodS
             "other_base_precision",
         )
     return continued(method)
+
+
+def kind_of(resources: Resources, source: Model) -> str:
+    """The peft_type of an adapter or of a checkpoint. Blocking."""
+    return source.peft_type or kind_left_by(_method_that_made(resources, source))
 
 
 def _method_that_made(resources: Resources, source: Model) -> MethodSpec:

@@ -11,6 +11,7 @@ from api.job_request import JobRequest
 from api.resources import Resources
 from core.records import adapters, datasets
 from core.records.accounts import Account
+from core.records.adapters import Model
 from core.records.tables import File, Presence
 from core.specs.dataset import misfit
 from core.specs.estimate import Estimate
@@ -51,7 +52,9 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
     validation_file = asked.validation_file and _trainable(
         resources, account, asked.validation_file, "validation_file", is_dpo=dpo is not None
     )
-    init_sha256 = method.starts_from and _start(resources, account, asked.model, method.starts_from)
+    start = method.starts_from and _start(resources, account, asked.model, method.starts_from)
+    if start:
+        method = method.model_copy(update={"init_adapter": start.name})
     training = asked.training or TrainingRequest()
     spec = resolve(
         base_model=asked.model,
@@ -67,7 +70,7 @@ def plan(resources: Resources, account: Account, asked: JobRequest) -> Plan:
     must_have_room(spec)
     if source:
         spec = spec.model_copy(update={"continue_from": source.name, "continue_from_sha256": source.sha256})
-    spec = spec.model_copy(update={"init_adapter_sha256": init_sha256})
+    spec = spec.model_copy(update={"init_adapter_sha256": start.sha256 if start else None})
     return Plan(spec, training_file, validation_file or None, training.activation_checkpointing is not False)
 
 
@@ -142,25 +145,24 @@ def dataset(resources: Resources, account: Account, file_id: str, param: str) ->
     return file
 
 
-def _start(resources: Resources, account: Account, base_model: str, name_or_id: str) -> str:
-    """The sha256 of the adapter that a prompt is to start from. It is fixed here: names may come to mean another."""
+def _start(resources: Resources, account: Account, base_model: str, name_or_id: str) -> Model:
+    """The adapter or checkpoint that a prompt is to start from. It is fixed here: an alias may come to mean another."""
     with resources.database.session() as session:
-        adapter = adapters.find(session, account, name_or_id)
-        step = adapters.made_by_step(session, account, name_or_id)
+        found = adapters.resolve(session, account, name_or_id, base_models=())
     param = "peft.init_adapter"
-    if adapter is None:
+    if found is None:
         raise errors.bad_request(
             f"{param}: there is no model of this name or id", param=param, code="init_adapter_not_found"
         )
-    members = adapter.details.get("members", 1)
-    if adapter.peft_type not in PROMPTS or adapter.base_model != base_model or members != 1:
-        kind = f"{adapter.peft_type} of {adapter.base_model}" + (f" with {members} members" if members != 1 else "")
+    kind = continuing.kind_of(resources, found)
+    if kind not in PROMPTS or found.base_model != base_model or found.members != 1:
+        this = f"{kind} of {found.base_model}" + (f" with {found.members} members" if found.members != 1 else "")
         raise errors.bad_request(
-            f"{param}: a single prompt ({' or '.join(PROMPTS)}) of {base_model} is expected; this is {kind}",
+            f"{param}: a single prompt ({' or '.join(PROMPTS)}) of {base_model} is expected; this is {this}",
             param=param,
             code="init_adapter_unusable",
         )
-    return step[1].adapter_sha256 if step and step[1].adapter_sha256 else adapter.blob_sha256
+    return found
 
 
 def context_of(resources: Resources, base_model: str) -> int:

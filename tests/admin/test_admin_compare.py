@@ -1,5 +1,7 @@
 """Jobs that trained in step, looked at as one: one curve, one row of figures."""
 
+import itertools
+
 import pytest
 from visiting import signed_in
 
@@ -40,6 +42,21 @@ def pair(service):
     )
 
 
+@pytest.fixture
+def long_pair(service):
+    """Two jobs of one trainer that are too long to be told step by step: 1300 steps at a loss of 1, 700 at 3."""
+
+    def trained(name, steps, loss):
+        job_id = service.job(suffix=name, peft={"type": "lora", "r": 4}).json()["id"]
+        held = jobs.claim(service.database, owner="together", lease_s=600, job_id=job_id)
+        jobs.record(service.database, held, [told(step, loss, memory=1e9) for step in range(1, steps + 1)])
+        progress = {"step": steps, "total_steps": steps, "phase": "training", "trained_tokens": steps * 10}
+        jobs.beat(service.database, held, lease_s=600, **progress)
+        return job_id
+
+    return trained("a", 1300, 1.0), trained("b", 700, 3.0)
+
+
 def told(step, loss, memory):
     is_judged = step % 2 == 0
     data = {"step": step, "total_steps": 9, "train_loss": loss, "gpu_mem_bytes": memory}
@@ -53,31 +70,56 @@ def told(step, loss, memory):
 
 
 def lines(page, chart):
-    return page.evaluate(f"window.drawn['{chart}'].map(({{label, steps, values}}) => [label, steps, values])")
+    """Each line's name, steps and values, and whether it is dashed."""
+    shown = "({label, steps, values, isDashed}) => [label, steps, values, isDashed ?? false]"
+    return page.evaluate(f"window.drawn['{chart}'].map({shown})")
 
 
-def test_jobs_in_step_are_drawn_as_one_curve_up_to_the_shortest_of_them(service, chromium, pair):
+def test_jobs_in_step_are_one_curve_that_goes_on_dashed_with_those_that_go_on(service, chromium, pair):
     page = signed_in(chromium, service)
     page.goto(f"{service.url}/admin/jobs/compare?" + "&".join(f"job={job_id}" for job_id in pair))
     page.wait_for_selector("#overlay[data-drawn='3']")
     page.evaluate(KEEP_LINES)
     page.locator("#smooth").uncheck()
     page.locator("#raw").check()
-    assert len(lines(page, "chart-train")) == 3
+    assert [is_dashed for *_, is_dashed in lines(page, "chart-train")] == [False] * 3
     page.get_by_label("groups as one").check()
     page.wait_for_selector("#overlay[data-drawn='2']")
-    (name, steps, values), (alone, *_) = lines(page, "chart-train")
+    (name, steps, values, is_dashed), rest, (alone, *_) = lines(page, "chart-train")
     assert (name, alone.split()[0]) == ("a + b · in step", "c")
-    assert steps == [1, 2, 3, 4]
+    assert (steps, is_dashed) == ([1, 2, 3, 4], False)
     # a counts for 100 tokens a step and b for 300, so that each loss is 1/4 a's and 3/4 b's.
     assert values == pytest.approx([(1.0 + step) / 4 + (5.0 + step) * 3 / 4 for step in steps])
-    assert lines(page, "chart-valid")[0][1:] == [[2, 4], pytest.approx([7.0, 9.0])]
+    # From the last step of both a goes on alone.
+    assert rest == [name, [4, 5, 6], [values[-1], 6.0, 7.0], True]
+    both, a_alone, *_ = lines(page, "chart-valid")
+    assert both[1:] == [[2, 4], pytest.approx([7.0, 9.0]), False]
+    assert a_alone[1:] == [[4, 6], [pytest.approx(9.0), 8.0], True]
+    assert page.locator("[data-reach]").inner_text() == "all 2 to step 4 · 1 of them to step 6, dashed"
+    assert "dashed from where not all of them go on" in page.locator("#as-one-says").inner_text()
     assert "each job weighed by the tokens" in page.locator("#as-one-says").inner_text()
     page.locator("[data-group]").uncheck()
     assert [line[0].split()[0] for line in lines(page, "chart-train")] == ["c"]
     page.get_by_label("groups as one").uncheck()
     page.wait_for_selector("#overlay[data-drawn='3']")
     assert page.faults == []
+    page.context.close()
+
+
+def test_jobs_that_are_thinned_are_one_curve_of_points_that_stand_for_the_same_steps(service, chromium, long_pair):
+    page = signed_in(chromium, service)
+    page.goto(f"{service.url}/admin/jobs/compare?" + "&".join(f"job={job_id}" for job_id in long_pair))
+    page.wait_for_selector("#overlay[data-drawn='2']")
+    page.evaluate(KEEP_LINES)
+    page.locator("#smooth").uncheck()
+    page.locator("#raw").check()
+    page.get_by_label("groups as one").check()
+    page.wait_for_selector("#overlay[data-drawn='1']")
+    (_, both, mean, _), (_, rest, alone, _) = lines(page, "chart-train")
+    assert (both[-1], rest[0], rest[-1], set(mean), set(alone[1:])) == (700, 700, 1300, {2.0}, {1.0})
+    # All points are of as many steps, which two answers that were thinned apart would not be.
+    assert {after - before for run in (both[:-1], rest[:-1]) for before, after in itertools.pairwise(run)} <= {3, 2}
+    assert len(both) + len(rest) - 1 <= 601
     page.context.close()
 
 

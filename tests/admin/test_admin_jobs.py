@@ -19,8 +19,7 @@ ROOT = Path(__file__).parents[2]
 SHIFTS = """() => new Promise((resolve) => {
   let sum = 0;
   const watch = new PerformanceObserver((list) => {
-    const since = window.watchedSince ?? 0;
-    for (const one of list.getEntries()) if (!one.hadRecentInput && one.startTime > since) sum += one.value;
+    for (const one of list.getEntries()) if (!one.hadRecentInput) sum += one.value;
   });
   watch.observe({type: "layout-shift", buffered: true});
   setTimeout(() => resolve(sum), 300);
@@ -34,7 +33,7 @@ PLACES = [
 # The aim is 200 ms on a calm machine. This one may be anything but: there, so many times the barest page of all.
 PAINTED_MS = 500
 BUSY = 6
-STILL = 0.02
+STILL = 0.004  # a line of text that came or went above the charts would be 0.008
 
 
 @pytest.fixture
@@ -69,10 +68,8 @@ def test_nothing_jumps_while_a_job_is_watched(service, chromium, live, scroll):
     job_id, advance = live
     page = signed_in(chromium, service)
     page.goto(f"{service.url}/admin/jobs/{job_id}")
-    # What there was already is drawn first, however late a busy machine does so: here it is watched what comes after.
+    page.evaluate(f"scrollTo(0, {scroll})")
     page.wait_for_selector("#feed[data-points='20']")
-    page.wait_for_timeout(900)
-    page.evaluate(f"scrollTo(0, {scroll}); window.watchedSince = performance.now()")
     for first in range(21, 101, 20):
         advance(first, first + 19)
         page.wait_for_selector(f"#feed[data-points='{first + 19}']")

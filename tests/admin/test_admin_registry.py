@@ -77,6 +77,24 @@ def test_versions_of_a_suffix_stand_together_with_their_aliases(service, visitor
     assert visitor.get("/admin/adapters/other@v1").status_code == 200
 
 
+def test_an_alias_of_a_checkpoint_is_seen_wherever_its_version_is_listed(service, visitor):
+    job = service.adapter("support")
+    service.adapter("support")
+    service.http.post(f"/v1/adapters/{job['fine_tuned_model']}:ckpt-step-1/aliases/canary")
+    service.http.post("/v1/adapters/support@v1/aliases/production")
+    one, two = (service.http.get(f"/v1/adapters/support@v{n}").json()["id"] for n in (1, 2))
+    badge = '<span class="badge step" title="support@canary">@canary · step 1</span>'
+    for place, times in (("", 1), (f"/{one}", 2), (f"/{two}", 1)):  # its own page says it in the heading too
+        page = visitor.get(f"/admin/adapters{place}").text
+        rows = {row.partition("</a>")[0][-2:]: row for row in page.split("<tr")}
+        assert page.count(badge) == times, place
+        assert badge not in rows.get("v2", ""), place
+    job_page = visitor.get(f"/admin/jobs/{job['id']}").text
+    assert '<span class="chip" title="support@canary">@canary</span>' in job_page
+    service.http.post("/v1/adapters/support@v1/aliases/canary")  # the version itself now
+    assert "badge step" not in visitor.get("/admin/adapters").text
+
+
 def test_an_alias_moves_only_once_it_is_meant_and_says_from_where(service, page):
     for _ in range(2):
         service.adapter("support")

@@ -84,7 +84,7 @@ Graft.charts = (() => {
     };
   }
 
-  /** Lines of several runs over each other. lines: {label, ink, steps, values, isThin, isDotted}; each has its own steps. */
+  /** Lines of several runs over each other. lines: {label, ink, steps, values, isThin, isDotted, isDashed}; each has its own steps. */
   function overlay(holder, lines, { isLog, height = 300 }) {
     holder.replaceChildren();
     if (!lines.length) return null;
@@ -93,7 +93,7 @@ Graft.charts = (() => {
       {
         ...frame(holder, height, isLog, few), legend: { show: false },
         series: [{ label: t("Step") }, ...lines.map((line) => ({
-          label: line.label, stroke: ink(line.ink), width: line.isThin ? 1 : 2, spanGaps: true, alpha: line.isThin ? 0.45 : 1,
+          label: line.label, stroke: ink(line.ink), width: line.isThin ? 1 : 2, spanGaps: true, alpha: line.isThin ? 0.45 : 1, dash: line.isDashed ? [6, 4] : [],
           points: { show: line.isDotted, size: 6 },
         }))],
       },

@@ -14,12 +14,16 @@
   const POINTS = 600;
   const isAsOne = () => at("as-one")?.checked ?? false;
 
+  /** A metric as lines: of a group, dashed from where not all of its jobs go on. */
   function line(box, name, look) {
     const one = told.get(box)?.[name];
     if (!one?.steps.length || !box.checked || box.closest("[hidden]")) return [];
     const label = box.parentElement.querySelector("[data-name]").textContent;
     const values = look.isSmooth ? charts.smoothed(one.values) : one.values;
-    return [{ label, ink: `job-${box.dataset.number}`, steps: one.steps, values, ...look }];
+    const { nOfAll = values.length } = one;
+    const part = (from, to) => ({ label, ink: `job-${box.dataset.number}`, steps: one.steps.slice(from, to), values: values.slice(from, to), ...look });
+    const isCut = nOfAll < values.length;
+    return [...(nOfAll ? [part(0, nOfAll)] : []), ...(isCut ? [{ ...part(Math.max(0, nOfAll - 1)), isDashed: true }] : [])];
   }
 
   function draw() {
@@ -31,27 +35,44 @@
     place.dataset.drawn = shown.filter((box) => box.checked && told.has(box)).length;
   }
 
-  const metrics = async (box, until = "") => (await ask("GET", `/v1/fine_tuning/jobs/${box.dataset.job}/metrics?resolution=${POINTS}${until}`)).json();
+  async function metrics(box, { from = 1, to = null, points = POINTS } = {}) {
+    const asked = `from_step=${from}${to === null ? "" : `&to_step=${to}`}&resolution=${points}`;
+    return (await ask("GET", `/v1/fine_tuning/jobs/${box.dataset.job}/metrics?${asked}`)).json();
+  }
 
-  /** One metric of several jobs as one: at the steps that all have told of, the mean by weight. */
-  function mean(all, weights) {
+  /** One metric of several jobs as one, from a step to another: where all have told of it, the mean by weight. */
+  function mean(all, weights, from, to) {
     if (all.some((one) => !one)) return { steps: [], values: [] };
     const columns = all.map((one) => new Map(one.steps.map((step, n) => [step, one.values[n]])));
-    const steps = all[0].steps.filter((step) => columns.every((column) => column.has(step)));
+    const steps = all[0].steps.filter((step) => step >= from && step <= to && columns.every((column) => column.has(step)));
     const whole = weights.reduce((sum, weight) => sum + weight, 0);
     return { steps, values: steps.map((step) => columns.reduce((sum, column, n) => sum + column.get(step) * weights[n], 0) / whole) };
   }
 
-  /** A group as one. Jobs are cut to the shortest first: points of a thinned run stand for the same steps in all then. */
-  async function join({ box, jobs }) {
-    const last = Math.min(...jobs.map((job) => heard.get(job).last_step));
-    const cut = await Promise.all(jobs.map((job) => {
-      const isWhole = heard.get(job).steps_per_point === 1 || heard.get(job).last_step === last;
-      return isWhole ? heard.get(job) : metrics(job, `&to_step=${last}`);
-    }));
+  /** The jobs that went so far as one. They are thinned alike, so that a point stands for the same steps in all. */
+  async function piece(jobs, from, to, longest) {
+    const isThinned = jobs.some((job) => heard.get(job).steps_per_point > 1);
+    const asked = { from, to, points: Math.ceil((POINTS * (to - from + 1)) / longest) };
+    const all = await Promise.all(jobs.map((job) => (isThinned ? metrics(job, asked) : heard.get(job))));
     const weights = jobs.map((job) => Number(job.dataset.weight));
-    const series = (name) => mean(cut.map((one) => one.series[name]), weights);
-    told.set(box, { train_loss: series("train_loss"), full_valid_loss: series("full_valid_loss") });
+    const series = (name) => mean(all.map((one) => one.series[name]), weights, from, to);
+    return { n: jobs.length, to, train_loss: series("train_loss"), full_valid_loss: series("full_valid_loss") };
+  }
+
+  /** A group as one: a piece up to where the first of its jobs ends, then one of those that went on, up to the longest. */
+  async function join({ box, jobs }) {
+    const last = (job) => (heard.get(job).series.train_loss ? heard.get(job).last_step : 0);
+    const ends = [...new Set(jobs.map(last))].filter(Boolean).sort((a, b) => a - b);
+    const pieces = await Promise.all(
+      ends.map((to, n) => piece(jobs.filter((job) => last(job) >= to), n ? ends[n - 1] + 1 : 1, to, ends.at(-1))),
+    );
+    const joined = (name) => ({
+      steps: pieces.flatMap((one) => one[name].steps), values: pieces.flatMap((one) => one[name].values),
+      nOfAll: pieces.filter((one) => one.n === jobs.length).reduce((sum, one) => sum + one[name].steps.length, 0),
+    });
+    told.set(box, { train_loss: joined("train_loss"), full_valid_loss: joined("full_valid_loss") });
+    const reach = ({ n, to }) => t(n === jobs.length ? "all {n} to step {step}" : "{n} of them to step {step}, dashed", { n, step: to });
+    box.parentElement.querySelector("[data-reach]").textContent = pieces.map(reach).join(" · ");
   }
 
   function swap() {

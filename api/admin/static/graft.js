@@ -99,6 +99,8 @@ const Graft = (() => {
   // On a phone the navigation is wider than its place.
   const here = document.querySelector(".side nav a[aria-current]");
   if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.offsetLeft - 16;
+  // A link of which a part is seen is not scrolled to by a browser when the focus comes to it.
+  document.querySelector(".side nav")?.addEventListener("focusin", (event) => event.target.scrollIntoView({ block: "nearest", inline: "nearest" }));
 
   return { ask, confirmed, csrf: () => meta("csrf"), make, notice, problemOf, t };
 })();

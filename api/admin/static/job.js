@@ -43,7 +43,7 @@
 
   function draw() {
     isDue = false;
-    at("no-points").hidden = points.size > 0;
+    if (points.size) at("no-points").replaceChildren(); // its line stays, so that the charts below do not move
     feed.dataset.points = points.size;
     if (points.size) charts.draw(at("charts"), points, { isSmooth: at("smooth").checked, isLog: at("log-scale").checked }, shown);
     if (ranks.size && at("ranks")) {

@@ -115,7 +115,9 @@
     }
     columns.forEach(open);
     asking = new AbortController();
+    const isPressed = document.activeElement === at("go");
     bound();
+    if (isPressed) at("stop").focus(); // what was pressed can be pressed no more, and would lose the focus
     try {
       await read(await ask("POST", "/v1/compare", body(columns.map((one) => one.model)), asking.signal));
     } catch (problem) {

@@ -93,7 +93,9 @@ Graft.template = (() => {
     });
     for (const button of document.querySelectorAll("[data-insert]"))
       button.addEventListener("click", () => {
-        input.setRangeText(button.dataset.insert, input.selectionStart, input.selectionEnd, "end");
+        // Whoever comes by keyboard passed the field, which marks all of it: that was not to be written over.
+        const isAll = input.selectionStart === 0 && input.selectionEnd === input.value.length;
+        input.setRangeText(button.dataset.insert, input.selectionStart, isAll ? 0 : input.selectionEnd, "end");
         input.focus();
         input.dispatchEvent(new Event("input", { bubbles: true }));
       });
